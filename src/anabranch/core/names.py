@@ -1,0 +1,151 @@
+"""The folders are the registry: ``merge/ties.py`` is ``find("merge.ties")``, ``--merge ties`` and ``merge: ties`` in a plan.
+
+A method is the object in its file that carries the file's name: a function ``ties``, or a class ``Ties``.
+"""
+
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Interval, Le, Lt
+
+from anabranch.errors import InputError, nearest
+
+FAMILIES = (
+    "delta", "gate", "merge", "balance", "select", "stream", "shift", "compress", "decode", "prompt", "probe",
+    "backbone", "pretrain", "bench", "world",
+)  # fmt: skip
+
+
+class Family(types.ModuleType):
+    """A family's package: attributes are its methods, loaded on first use; a submodule shows as the method it holds."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in every(self.__name__.rpartition(".")[2]):
+            raise AttributeError(f"{self.__name__} has no {name!r}{nearest(name, dir(self))}")
+        return method_of(importlib.import_module(f"{self.__name__}.{name}"))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, types.ModuleType) and value.__name__ == f"{self.__name__}.{name}":
+            value = method_of(value)
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return every(self.__name__.rpartition(".")[2])
+
+
+def family(module: str) -> None:
+    """Called by a family's ``__init__`` with its ``__name__``: turns the package into a :class:`Family`."""
+    sys.modules[module].__class__ = Family
+
+
+def every(name: str) -> list[str]:
+    """The methods of a family, sorted: the public files of its folder."""
+    if name not in FAMILIES:
+        raise InputError(f"no family {name!r}{nearest(name, FAMILIES)}")
+    package = importlib.import_module(f"anabranch.{name}")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def find(path: str) -> Any:
+    """The method at ``"family.name"``; ``-`` and ``_`` are the same. Raises InputError with the nearest names."""
+    family_name, _, name = path.partition(".")
+    name = name.replace("-", "_")
+    if name not in every(family_name):
+        raise InputError(f"no {family_name} {name!r}{nearest(name, every(family_name))}")
+    return method_of(importlib.import_module(f"anabranch.{family_name}.{name}"))
+
+
+def method_of(module: types.ModuleType) -> Any:
+    name = module.__name__.rpartition(".")[2]
+    camel = "".join(part.capitalize() for part in name.split("_"))
+    method = vars(module).get(name, vars(module).get(camel))
+    return module if method is None or isinstance(method, types.ModuleType) else method
+
+
+def make(family_name: str, spec: Any, **fixed: Any) -> Any:
+    """A configured method from a plan's words: ``"lora"``, ``{"lora": {"rank": 16}}``, or an object that is one already.
+
+    A class is instantiated, a function gets its keyword-only settings bound; settings are checked against their ranges.
+    """
+    if not isinstance(spec, (str, Mapping)):
+        return spec
+    if isinstance(spec, Mapping) and len(spec) != 1:
+        raise InputError(f"a {family_name} is a name or {{name: {{setting: value}}}}, got {dict(spec)!r}")
+    name, settings = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
+    method, label = find(f"{family_name}.{name}"), f"{family_name} {name}"
+    settings = check(method, settings or {}, label) | fixed
+    if inspect.isclass(method):
+        return method(**settings)
+    bound = {**defaults(method), **settings}
+    configured = lambda *args, **more: method(*args, **bound, **more)  # noqa: E731
+    configured.__name__, configured.__wrapped__, configured.settings = name, method, bound  # type: ignore[attr-defined]
+    return configured
+
+
+def settings_of(method: Any) -> dict[str, inspect.Parameter]:
+    """What a user may set: a class's fields, a function's keyword-only parameters."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = inspect.signature(method).parameters
+    return {n: p for n, p in parameters.items() if inspect.isclass(method) or p.kind is kind}
+
+
+def defaults(method: Any) -> dict[str, Any]:
+    return {n: p.default for n, p in settings_of(method).items() if p.default is not inspect.Parameter.empty}
+
+
+def check(method: Any, settings: Any, label: str) -> dict[str, Any]:
+    """The settings, as the declared types; InputError names the setting, its range, what came and what to type."""
+    known = settings_of(method)
+    if not isinstance(settings, Mapping):
+        raise InputError(f"{label}: settings are {{name: value}}, got {settings!r}")
+    for name in settings:
+        if name not in known:
+            raise InputError(f"{label} has no setting {name!r}{nearest(name, known)}")
+    hints = get_type_hints(method.__init__ if inspect.isclass(method) else method, include_extras=True)
+    return {n: within(v, hints.get(n, Any), f"{label}: {n}") for n, v in settings.items()}
+
+
+def within(value: Any, hint: Any, label: str) -> Any:
+    """``value`` if it fits ``hint`` (Annotated with annotated_types bounds), a whole float as int and an int as float."""
+    base, bounds = (get_args(hint)[0], get_args(hint)[1:]) if get_origin(hint) is Annotated else (hint, ())
+    if base in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool) and value == base(value):
+        value = base(value)
+    if base in (int, float, bool, str) and not isinstance(value, base):
+        raise InputError(f"{label} is {words(hint)}, got {value!r}")
+    for bound in bounds:
+        for edge in [bound] if not isinstance(bound, Interval) else list(bound):
+            ok = {Ge: lambda a, b: a >= b, Gt: lambda a, b: a > b, Le: lambda a, b: a <= b, Lt: lambda a, b: a < b}
+            limit = next(iter(vars(edge).values()))
+            if type(edge) in ok and not ok[type(edge)](value, limit):
+                fix = f": for {value:g} per cent pass {value / 100:g}" if base is float and 1 < value <= 100 else ""
+                raise InputError(f"{label} is {words(hint)}, got {value:g}{fix}")
+    return value
+
+
+def words(hint: Any) -> str:
+    """A range in words: ``a number in (0, 1]``."""
+    if get_origin(hint) is not Annotated:
+        return {int: "a whole number", float: "a number", bool: "true or false", str: "a name"}.get(hint, str(hint))
+    low, high, text = "(-inf", "inf)", words(get_args(hint)[0])
+    for bound in get_args(hint)[1:]:
+        for edge in [bound] if not isinstance(bound, Interval) else list(bound):
+            limit = next(iter(vars(edge).values()))
+            low = f"[{limit}" if isinstance(edge, Ge) else f"({limit}" if isinstance(edge, Gt) else low
+            high = f"{limit}]" if isinstance(edge, Le) else f"{limit})" if isinstance(edge, Lt) else high
+    return f"{text} in {low}, {high}"
+
+
+def card(method: Any) -> dict[str, Any]:
+    """A method as data, for bundles and pages: where it lives, its settings, the catalogue rows that it implements."""
+    kind = method if inspect.isclass(method) else getattr(method, "__wrapped__", type(method))
+    kind = method if inspect.isfunction(method) and not hasattr(method, "settings") else kind
+    module = sys.modules[kind.__module__]
+    settings = getattr(method, "settings", None) or {n: getattr(method, n, None) for n in defaults(kind)}
+    name = re.sub(r"^anabranch\.", "", kind.__module__)
+    return {"method": name, "settings": settings, "rows": list(getattr(module, "rows", ()))}

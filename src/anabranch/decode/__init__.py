@@ -1,0 +1,5 @@
+"""Family decode: one method, one file; see docs/decode.md."""
+
+from anabranch.core.names import family
+
+family(__name__)
