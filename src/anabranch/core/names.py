@@ -1,18 +1,20 @@
-"""The folders are the registry: ``merge/ties.py`` is ``find("merge.ties")``, ``--merge ties`` and ``merge: ties`` in a plan.
+"""The folders are the registry: ``merge/ties.py`` is ``find("merge.ties")`` and ``--merge ties`` and ``merge: ties``.
 
 A method is the object in its file that carries the file's name: a function ``ties``, or a class ``Ties``.
 """
 
 import importlib
 import inspect
+import operator
 import pkgutil
 import re
 import sys
 import types
-from collections.abc import Mapping
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Interval, Le, Lt
+from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
 
 from anabranch.errors import InputError, nearest
 
@@ -20,6 +22,8 @@ FAMILIES = (
     "delta", "gate", "merge", "balance", "select", "stream", "shift", "compress", "decode", "prompt", "probe",
     "backbone", "pretrain", "bench", "world",
 )  # fmt: skip
+
+_HOLDS = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
 
 
 class Family(types.ModuleType):
@@ -31,7 +35,7 @@ class Family(types.ModuleType):
         return method_of(importlib.import_module(f"{self.__name__}.{name}"))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, types.ModuleType) and value.__name__ == f"{self.__name__}.{name}":
+        if isinstance(value, types.ModuleType) and value.__name__ == f"{self.__name__}.{name}" and name[0] != "_":
             value = method_of(value)
         super().__setattr__(name, value)
 
@@ -69,7 +73,7 @@ def method_of(module: types.ModuleType) -> Any:
 
 
 def make(family_name: str, spec: Any, **fixed: Any) -> Any:
-    """A configured method from a plan's words: ``"lora"``, ``{"lora": {"rank": 16}}``, or an object that is one already.
+    """A configured method from a plan's words: ``"lora"``, ``{"lora": {"rank": 16}}``, or an object that is one.
 
     A class is instantiated, a function gets its keyword-only settings bound; settings are checked against their ranges.
     """
@@ -77,10 +81,13 @@ def make(family_name: str, spec: Any, **fixed: Any) -> Any:
         return spec
     if isinstance(spec, Mapping) and len(spec) != 1:
         raise InputError(f"a {family_name} is a name or {{name: {{setting: value}}}}, got {dict(spec)!r}")
-    name, settings = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
+    name, settings = (spec, None) if isinstance(spec, str) else next(iter(spec.items()))
     method, label = find(f"{family_name}.{name}"), f"{family_name} {name}"
-    settings = check(method, settings or {}, label) | fixed
+    settings = check(method, {} if settings is None else settings, label) | fixed
     if inspect.isclass(method):
+        missing = sorted(settings_of(method).keys() - defaults(method).keys() - settings.keys())
+        if missing:
+            raise InputError(f"{label} needs {', '.join(missing)}: {{{name}: {{{missing[0]}: ...}}}}")
         return method(**settings)
     bound = {**defaults(method), **settings}
     configured = lambda *args, **more: method(*args, **bound, **more)  # noqa: E731
@@ -112,33 +119,56 @@ def check(method: Any, settings: Any, label: str) -> dict[str, Any]:
 
 
 def within(value: Any, hint: Any, label: str) -> Any:
-    """``value`` if it fits ``hint`` (Annotated with annotated_types bounds), a whole float as int and an int as float."""
-    base, bounds = (get_args(hint)[0], get_args(hint)[1:]) if get_origin(hint) is Annotated else (hint, ())
-    if base in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool) and value == base(value):
-        value = base(value)
-    if base in (int, float, bool, str) and not isinstance(value, base):
-        raise InputError(f"{label} is {words(hint)}, got {value!r}")
-    for bound in bounds:
-        for edge in [bound] if not isinstance(bound, Interval) else list(bound):
-            ok = {Ge: lambda a, b: a >= b, Gt: lambda a, b: a > b, Le: lambda a, b: a <= b, Lt: lambda a, b: a < b}
-            limit = next(iter(vars(edge).values()))
-            if type(edge) in ok and not ok[type(edge)](value, limit):
-                fix = f": for {value:g} per cent pass {value / 100:g}" if base is float and 1 < value <= 100 else ""
-                raise InputError(f"{label} is {words(hint)}, got {value:g}{fix}")
+    """``value`` if it fits ``hint``: a plain type, Annotated bounds, a Literal, a union; other types are not checked.
+
+    A whole float becomes an int; an int becomes a float, and so does text (YAML reads ``1e-3`` as text).
+    """
+    base = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    wrong = f"{label} is {words(hint)}, got {value!r}"
+    if get_origin(base) in (Union, types.UnionType):
+        for option in get_args(base):
+            with suppress(InputError):
+                return within(value, option, label)
+        raise InputError(wrong)
+    if get_origin(base) is Literal and value not in get_args(base):
+        raise InputError(wrong + nearest(value, get_args(base)))
+    if base is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if base is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        with suppress(ValueError):
+            value = float(value)
+    plain = base in (int, float, bool, str, types.NoneType)
+    if plain and (not isinstance(value, base) or (base is int and isinstance(value, bool))):
+        raise InputError(wrong)
+    for edge, limit in edges(hint):
+        if not _HOLDS[type(edge)](value, limit):
+            share = limit == 1 and isinstance(edge, (Le, Lt)) and _HOLDS[type(edge)](value / 100, limit)
+            raise InputError(wrong + (f": for {value:g} per cent pass {value / 100:g}" if share else ""))
     return value
+
+
+def edges(hint: Any) -> Iterator[tuple[Any, Any]]:
+    """The bounds of an Annotated hint, one by one, each with its limit."""
+    for bound in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
+        for edge in bound if isinstance(bound, GroupedMetadata) else (bound,):
+            if type(edge) in _HOLDS:
+                yield edge, getattr(edge, type(edge).__name__.lower())
 
 
 def words(hint: Any) -> str:
     """A range in words: ``a number in (0, 1]``."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(map(words, get_args(hint)))
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
     if get_origin(hint) is not Annotated:
-        return {int: "a whole number", float: "a number", bool: "true or false", str: "a name"}.get(hint, str(hint))
+        plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", types.NoneType: "null"}
+        return plain.get(hint, str(hint))
     low, high, text = "(-inf", "inf)", words(get_args(hint)[0])
-    for bound in get_args(hint)[1:]:
-        for edge in [bound] if not isinstance(bound, Interval) else list(bound):
-            limit = next(iter(vars(edge).values()))
-            low = f"[{limit}" if isinstance(edge, Ge) else f"({limit}" if isinstance(edge, Gt) else low
-            high = f"{limit}]" if isinstance(edge, Le) else f"{limit})" if isinstance(edge, Lt) else high
-    return f"{text} in {low}, {high}"
+    for edge, limit in edges(hint):
+        low = f"[{limit}" if isinstance(edge, Ge) else f"({limit}" if isinstance(edge, Gt) else low
+        high = f"{limit}]" if isinstance(edge, Le) else f"{limit})" if isinstance(edge, Lt) else high
+    return f"{text} in {low}, {high}" if list(edges(hint)) else text
 
 
 def card(method: Any) -> dict[str, Any]:
@@ -146,6 +176,9 @@ def card(method: Any) -> dict[str, Any]:
     kind = method if inspect.isclass(method) else getattr(method, "__wrapped__", type(method))
     kind = method if inspect.isfunction(method) and not hasattr(method, "settings") else kind
     module = sys.modules[kind.__module__]
-    settings = getattr(method, "settings", None) or {n: getattr(method, n, None) for n in defaults(kind)}
+    settings = getattr(method, "settings", None)
+    if settings is None:
+        found = {n: getattr(method, n, p.default) for n, p in settings_of(kind).items()}
+        settings = {n: v for n, v in found.items() if v is not inspect.Parameter.empty}
     name = re.sub(r"^anabranch\.", "", kind.__module__)
     return {"method": name, "settings": settings, "rows": list(getattr(module, "rows", ()))}

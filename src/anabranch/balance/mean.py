@@ -1,0 +1,13 @@
+"""The mean of the tasks' gradients: training on the mean loss (linear scalarisation; no paper).
+
+    g = (1/t) sum_t g_t
+"""
+
+from torch import Tensor
+
+promises = frozenset({"identity", "order", "scale"})
+
+
+def mean(rows: Tensor) -> Tensor:
+    """rows [t, n] -> [n]."""
+    return rows.mean(0)

@@ -1,0 +1,184 @@
+"""A bank: many slots of one delta at the same sites. Slots, not tasks: own parameters, experts, skills, a shared slot.
+
+All numbers of one slot lie in one row of one table, so a batch's slots are gathered, trained, stored and balanced as rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor, nn
+
+from anabranch.core.delta import Delta, Params
+from anabranch.core.gate import Gate
+from anabranch.core.site import Site
+from anabranch.errors import InputError
+
+Tree = dict[str, Params]  # site key -> name -> tensor
+
+
+class Table:
+    """Rows of equal layout. ``data`` [rows, n]; row 0 stays zero: it stands for "none"."""
+
+    def __init__(self, layout: Mapping[str, Mapping[str, torch.Size]], dtype: torch.dtype = torch.float32) -> None:
+        self.parts = [(site, name, shape) for site, names in layout.items() for name, shape in names.items()]
+        self.sizes = [shape.numel() for _, _, shape in self.parts]
+        self.data = torch.zeros(1, sum(self.sizes), dtype=dtype)
+        self._room = self.data  # grows by doubling: adding T slots one by one copies O(T), not O(T^2)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def n(self) -> int:
+        """Numbers in a row."""
+        return self.data.shape[1]
+
+    def grow(self, rows: int) -> range:
+        """Appends zero rows and returns their numbers."""
+        old, need = len(self), len(self) + rows
+        if need > len(self._room):
+            self._room = self.data.new_zeros(max(need, 2 * len(self._room)), self.n)
+            self._room[:old] = self.data
+        self.data = self._room[:need]
+        return range(old, need)
+
+    def shrink(self, keep: Sequence[int]) -> None:
+        self.data = self._room = self.data[[0, *keep]]
+
+    def put(self, row: int, tree: Tree) -> None:
+        if self.n:
+            flat = torch.cat([tree[site][name].reshape(-1) for site, name, _ in self.parts])
+            self.data[row] = flat.to(self.data)
+
+    def split(self, rows: Tensor) -> Tree:
+        """[u, n] -> {site: {name: [u, *shape]}}; one split, so that its backward is one concatenation."""
+        tree: Tree = {}
+        pieces = rows.split(self.sizes, dim=-1) if self.sizes else ()
+        for (site, name, shape), piece in zip(self.parts, pieces, strict=True):
+            tree.setdefault(site, {})[name] = piece.unflatten(-1, shape) if len(shape) else piece.squeeze(-1)
+        return tree
+
+    def get(self, row: int) -> Tree:
+        return {s: {n: t[0] for n, t in names.items()} for s, names in self.split(self.data[row : row + 1]).items()}
+
+
+def layout_of(tree: Tree) -> dict[str, dict[str, torch.Size]]:
+    return {site: {name: t.shape for name, t in names.items()} for site, names in tree.items()}
+
+
+@dataclass
+class Bank:
+    """``tables``: own (trained), fixed.<dtype> (stored only), keys (a slot's gate key), gate (a task's gate tensors), shared."""
+
+    delta: Delta
+    gate: Gate
+    sites: list[Site]
+    tables: dict[str, Table] = field(default_factory=dict)
+    stage: int = 0  # banks of one stage add and do not see each other; a later stage sees the earlier ones
+    routes: int = 1  # candidates of a row, where the gate keeps tensors for each
+
+    @classmethod
+    def make(cls, delta: Delta, gate: Gate, sites: Sequence[Site], rng: Generator, seen: Mapping[str, Params] | None = None,
+             stage: int = 0, routes: int = 1) -> "Bank":  # fmt: skip
+        bank = cls(delta, gate, list(sites), {}, stage, routes)
+        bank.adopt(bank.fresh(rng, seen), bank.gates(rng), {"": delta.shared(bank.sites, rng)})
+        return bank
+
+    def adopt(self, slot: Tree, gates: Tree, shared: Tree) -> None:
+        """Makes the tables that fit these trees."""
+        for name, tree in self.divide(slot).items():
+            kind = next((t.dtype for p in tree.values() for t in p.values()), torch.float32)
+            self.tables[name] = Table(layout_of(tree), kind if name.startswith("fixed") else torch.float32)
+        self.tables["gate"] = Table(layout_of(gates))
+        self.tables["shared"] = Table(layout_of(shared))
+        self.tables["shared"].grow(1)
+        self.tables["shared"].put(1, shared)
+
+    def fresh(self, rng: Generator, seen: Mapping[str, Params] | None = None) -> Tree:
+        """The tensors of a new slot: {site: delta's and gate's key tensors}."""
+        tree: Tree = {}
+        for site in self.sites:
+            at_site = None if seen is None else seen.get(site.key)
+            p = self.delta.init(site, rng, at_site)
+            keys = {f"key.{n}": t for n, t in self.gate.key(site, p, rng, at_site).items()}
+            tree[site.key] = p | keys
+        return tree
+
+    def gates(self, rng: Generator) -> Tree:
+        return {s.key: own for s in self.sites if (own := self.gate.own(s, self.routes, rng))}
+
+    def divide(self, slot: Tree) -> dict[str, Tree]:
+        """A slot's tensors by table: own, keys, and what is fixed by dtype."""
+        out: dict[str, Tree] = {"own": {}, "keys": {}}
+        for site, p in slot.items():
+            for name, t in p.items():
+                fixed = name in self.delta.fixed or not t.is_floating_point()
+                table = "keys" if name.startswith("key.") else f"fixed.{str(t.dtype)[6:]}" if fixed else "own"
+                out.setdefault(table, {}).setdefault(site, {})[name.removeprefix("key.")] = t
+        return out
+
+    @property
+    def slot_tables(self) -> list[str]:
+        return [n for n in self.tables if n not in ("gate", "shared")]
+
+    def __len__(self) -> int:
+        """Slots, without slot 0."""
+        return len(self.tables["own"]) - 1
+
+    def add(self, slots: Sequence[Tree]) -> list[int]:
+        """Appends slots (as from ``fresh`` or ``take``); returns their ids."""
+        ids: list[int] = []
+        for name in self.slot_tables:
+            ids = list(self.tables[name].grow(len(slots)))
+        for i, slot in zip(ids, slots, strict=True):
+            divided = self.divide(slot)
+            for name in self.slot_tables:
+                self.tables[name].put(i, divided.get(name, {}))
+        return ids
+
+    def add_gate(self, gates: Tree) -> int:
+        """Appends one task's gate tensors (as from ``gates``); returns its row."""
+        row = self.tables["gate"].grow(1)[0]
+        self.tables["gate"].put(row, gates)
+        return row
+
+    def take(self, slot: int) -> Tree:
+        """A slot's tensors: {site: {name: tensor}}, keys as ``key.<name>``."""
+        if not 0 < slot <= len(self):
+            raise InputError(f"the bank has slots 1 to {len(self)}, got {slot}")
+        tree: Tree = {}
+        for table in self.slot_tables:
+            for site, p in self.tables[table].get(slot).items():
+                tree.setdefault(site, {}).update({("key." if table == "keys" else "") + n: t for n, t in p.items()})
+        return tree
+
+    def remove(self, slots: Sequence[int]) -> dict[int, int]:
+        """Drops slots; returns old id -> new id of those that stay."""
+        keep = [i for i in range(1, len(self) + 1) if i not in set(slots)]
+        for name in self.slot_tables:
+            self.tables[name].shrink(keep)
+        return {0: 0} | {old: new for new, old in enumerate(keep, 1)}
+
+    def frozen(self, dtype: torch.dtype | None = None) -> "Bank":
+        """The bank as stored and served: each slot through ``delta.freeze``, floats in ``dtype``."""
+        served = Bank(self.delta, self.gate, self.sites, {}, self.stage, self.routes)
+        slots = []
+        for i in range(1, len(self) + 1):
+            slots.append({s: self.delta.freeze({n: t for n, t in p.items() if not n.startswith("key.")})
+                          | {n: t for n, t in p.items() if n.startswith("key.")} for s, p in self.take(i).items()})  # fmt: skip
+        if not slots:
+            return self
+        served.adopt(slots[0], {}, {})
+        served.tables["gate"], served.tables["shared"] = self.tables["gate"], self.tables["shared"]
+        served.add(slots)
+        return served.to(dtype) if dtype else served
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Bank":
+        for table in self.tables.values():
+            floating = dtype if table.data.is_floating_point() else None
+            table.data = table._room = table.data.to(device=device, dtype=floating)
+        return self
+
+    def sites_in(self, f: nn.Module) -> list[nn.Module]:
+        return [s.module(f) for s in self.sites]

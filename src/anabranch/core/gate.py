@@ -1,0 +1,50 @@
+"""How much of each delta a row gets: ``w_t(x, task)``. A gate is written for ONE row and its k candidate slots."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Generator, Tensor
+
+if TYPE_CHECKING:
+    from anabranch.core.delta import At, Params
+    from anabranch.core.site import Site
+
+
+class Gate(ABC):
+    """A frozen dataclass of settings. Its own tensors are one task's, its keys are one slot's; both are stored in the bank."""
+
+    on: ClassVar[Literal["outputs", "params"]] = "outputs"  # "params": blend the slots' parameters before applying
+    trained: ClassVar[bool] = True  # whether its own tensors and keys learn with the deltas
+    needs: ClassVar[frozenset[str]] = frozenset()  # statistics of x that key reads: {"mean", "cov"}
+    plain: ClassVar[bool] = False  # weights are 1 for every candidate, so that weigh need not be called
+    top: int | None = None  # how many slots a row keeps, or all
+
+    def own(self, site: "Site", slots: int, rng: Generator) -> "Params":
+        """One task's tensors at one site, over its ``slots`` candidates."""
+        return {}
+
+    def key(self, site: "Site", p: "Params", rng: Generator, seen: Mapping[str, Tensor] | None = None) -> "Params":
+        """One slot's key at one site: read from its parameters p, or learned from this start."""
+        return {}
+
+    @abstractmethod
+    def weigh(self, own: "Params", keys: "Params", at: "At", on: Tensor) -> Tensor:
+        """own: the task's tensors; keys [k, ...]; on [k] bool, which candidates exist -> w [k] per row or [l, k] per token."""
+
+    def combine(self, w: Tensor, out: Tensor) -> Tensor:
+        """w [k] or [l, k], out [k, l, d] -> [l, d]."""
+        return torch.einsum("k,kld->ld" if w.ndim == 1 else "lk,kld->ld", w.to(out.dtype), out)
+
+
+def keep(w: Tensor, top: int | None) -> Tensor:
+    """The ``top`` largest of the last dimension's weights, the others 0."""
+    if top is None or top >= w.shape[-1]:
+        return w
+    return torch.zeros_like(w).scatter(-1, *_top(w, top))
+
+
+def _top(w: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    values, ids = w.topk(top, dim=-1)
+    return ids, values

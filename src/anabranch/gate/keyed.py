@@ -1,0 +1,38 @@
+"""Routing by key: each slot has a key, a row takes the slots whose keys its input resembles (as in retrieval of LoRA
+experts, LoraRetriever, Zhao et al. 2024, arXiv:2402.09997, and prompt pools, Wang et al. 2022, arXiv:2112.08654).
+
+    w = softmax over the top k of cos(mean_l x, key_k) / temperature
+
+``top``: slots that a row keeps. ``temperature``: below 1 sharpens. A slot's key is the mean input of its task at the
+site where that was collected, else a random unit vector; adding a slot changes no other key.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+from anabranch.core.delta import At, Params
+from anabranch.core.gate import Gate, keep
+from anabranch.core.site import Site
+from anabranch.types import Count, Positive
+
+
+@dataclass(frozen=True)
+class Keyed(Gate):
+    top: Count = 2
+    temperature: Positive = 0.1
+    needs: ClassVar[frozenset[str]] = frozenset({"mean"})
+
+    def key(self, site: Site, p: Params, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
+        start = torch.randn(site.d_in, generator=rng) if seen is None else seen["mean"]
+        return {"key": start / start.norm()}
+
+    def weigh(self, own: Params, keys: Params, at: At, on: Tensor) -> Tensor:
+        real = at.mask[:, None]
+        query = torch.where(real, at.x, 0).sum(0) / real.sum().clamp(min=1)
+        alike = torch.nn.functional.cosine_similarity(keys["key"], query[None], dim=-1) / self.temperature
+        chosen = keep(torch.where(on, torch.exp(alike - alike.max()), 0.0), self.top)
+        return chosen / chosen.sum(-1, keepdim=True)
