@@ -93,6 +93,6 @@ def _plain(text: str) -> str:
 if __name__ == "__main__":
     try:
         for path in write():
-            print(path)
+            sys.stdout.write(f"{path}\n")
     except InputError as problem:
         sys.exit(f"error: {problem}")

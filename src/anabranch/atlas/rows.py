@@ -49,8 +49,8 @@ def row(id: str) -> Row:
     name = id.strip().lower().replace("_", "-")
     if name not in known:
         hint = nearest(name, known)
-        by_words = f'; find it by words: anabranch atlas search "{id}"'
-        raise InputError(f"no row {id!r}{hint if 'did you mean' in hint else by_words}")
+        close = hint if "did you mean" in hint else ""
+        raise InputError(f'no row {id!r}{close}; to find one by words: anabranch atlas search "{id}"')
     return known[name]
 
 

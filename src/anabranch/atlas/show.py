@@ -90,7 +90,6 @@ def method(path: Path) -> dict[str, Any]:
     names = (name, "".join(part.capitalize() for part in name.split("_")))
     kinds = (ast.FunctionDef, ast.ClassDef)
     node = next((n for n in tree.body if isinstance(n, kinds) and n.name in names), None)
-    docs = [ast.get_docstring(n) or "" for n in (tree, node) if n is not None]
     settings = _settings(node)
     kind = {ast.FunctionDef: "function", ast.ClassDef: "class"}.get(type(node), "module")
     called = node.name if isinstance(node, kinds) else name
@@ -98,14 +97,14 @@ def method(path: Path) -> dict[str, Any]:
         "method": f"{family}.{name}",
         "kind": kind,
         "name": called,
-        "equation": next(filter(None, map(_indented, docs)), ""),
+        "equation": _equation(tree) or _equation(node),
         "settings": settings,
         "usage": _usage(family, name, settings),
     }
 
 
-def numbers(found: Any, path: tuple[str, ...] = ()) -> list[tuple[str, float, float, float]]:
-    """The measured means in a verdict, ``(name, mean, low, high)``, wherever they are in it.
+def numbers(found: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], float, float, float]]:
+    """The measured means in a verdict, ``(path of keys, mean, low, high)``, wherever they are in it.
 
     A mean is ``{"mean": x}`` with its interval as ``"low"`` and ``"high"`` or as ``"interval": [low, high]``.
     """
@@ -113,27 +112,31 @@ def numbers(found: Any, path: tuple[str, ...] = ()) -> list[tuple[str, float, fl
         return []
     if isinstance(mean := found.get("mean"), (int, float)):
         low, high = found.get("interval") or (found.get("low"), found.get("high"))
-        return [(" ".join(path) or "mean", mean, mean if low is None else low, mean if high is None else high)]
+        return [(path or ("mean",), mean, mean if low is None else low, mean if high is None else high)]
     return [item for name, inner in found.items() for item in numbers(inner, (*path, str(name)))]
 
 
-def chart(found: dict[str, Any], width: int = 32) -> str:
-    """The measured means as text, one line each: name, mean, interval, and where both lie on a common axis."""
-    measured = numbers(found)
-    if not measured:
-        return ""
-    left, right = min(low for *_, low, _ in measured), max(high for *_, high in measured)
-    at = lambda x: round((x - left) / ((right - left) or 1) * (width - 1))  # noqa: E731
-    lines, widest = [], max(len(name) for name, *_ in measured)
-    for name, mean, low, high in measured:
-        axis = "".join("●" if i == at(mean) else "─" if at(low) <= i <= at(high) else "·" for i in range(width))
-        lines.append(f"{name:{widest}}  {mean:9.4g}  {f'[{low:.4g}, {high:.4g}]':20}  {axis}".rstrip())
+def chart(found: dict[str, Any], width: int = 24) -> str:
+    """The measured means as text: name, mean, interval, and both on an axis that they share with their siblings.
+
+    An axis ends at the lowest and highest bound on it; that of a single mean, such as a difference, has 0 on it.
+    """
+    measured, lines = numbers(found), []
+    spans = [f"[{low:.4g}, {high:.4g}]" for *_, low, high in measured]
+    for (path, mean, low, high), span in zip(measured, spans, strict=True):
+        beside = [m for m in measured if m[0][:-1] == path[:-1]]
+        ends = [bound for *_, a, b in beside for bound in (a, b)] + [0.0] * (len(beside) == 1)
+        scale = (width - 1) / ((max(ends) - min(ends)) or 1)
+        dot, left, right = (round((x - min(ends)) * scale) for x in (mean, low, high))
+        axis = "".join("●" if i == dot else "─" if left <= i <= right else "·" for i in range(width))
+        name = f"{path[-1]:{max(len(p[-1]) for p, *_ in measured)}}"
+        lines.append(f"{name}  {mean:8.4g}  {span:{max(map(len, spans))}}  {axis}")
     return "\n".join(lines)
 
 
 def facts(found: dict[str, Any]) -> str:
     """Everything else that a verdict says in one number or word: the test, its margin, seeds, seconds."""
-    plain = {n: v for n, v in found.items() if isinstance(v, (str, int, float)) and n != "verdict"}
+    plain = {n: v for n, v in found.items() if isinstance(v, (str, int, float)) and n not in ("verdict", "row")}
     return ", ".join(f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}" for n, v in plain.items())
 
 
@@ -163,9 +166,12 @@ def _page(r: Row, data: dict[str, Any]) -> Group:
     return Group(*parts)
 
 
-def _indented(docstring: str) -> str:
-    """The indented lines of a docstring, as one block."""
-    return "\n".join(line[4:] for line in docstring.splitlines() if line.startswith("    ")).strip("\n")
+def _equation(node: Any) -> str:
+    """The lines of a docstring that stand deeper than its text, as one block."""
+    if node is None or (text := ast.get_docstring(node, clean=False)) is None:
+        return ""
+    indent = " " * (node.body[0].col_offset + 4)
+    return "\n".join(line.removeprefix(indent) for line in text.splitlines() if line.startswith(indent)).strip()
 
 
 def _settings(node: ast.stmt | None) -> dict[str, str]:

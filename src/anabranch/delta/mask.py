@@ -34,7 +34,7 @@ class Mask(Delta):
             m = (p["bits"][..., None] & BITS.to(W.device) > 0).flatten()[: W.numel()].view(W.shape)
             return torch.where(m, torch.zeros((), dtype=W.dtype), -W), None
         s = p["score"]
-        m = (s > 0).to(s.dtype) + s - s.detach()
+        m = (s > 0).to(s.dtype) + (s - s.detach())  # exactly 0 or 1: the brackets are the served bits
         return W * (m - 1), None
 
     def freeze(self, p: Params) -> Params:

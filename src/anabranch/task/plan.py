@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic import field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from anabranch.core.names import check, every, find
 from anabranch.errors import InputError, nearest
-from anabranch.task.read import SPLITS, SUFFIXES, PlacedError, is_hub_id, is_saved, read_text, shown, suffix
+from anabranch.task.read import SPLITS, PlacedError, data_files, is_hub_id, is_saved, read_text, shown, suffix
 from anabranch.types import Count, Fraction, Positive
 
 KINDS = {
@@ -49,7 +57,8 @@ def label_names(names: list[Any]) -> list[Any]:
 
 def task_name(name: str) -> str:
     if name == "all" or not re.fullmatch(r"\w[\w .+-]*", name):
-        raise InputError(f"{name!r} cannot name a task: use letters, digits, . _ - and not 'all', which means every task")
+        fix = "use letters, digits, spaces and . _ + -, but not 'all', which means every task"
+        raise InputError(f"{name!r} cannot name a task: {fix}")
     return name
 
 
@@ -57,7 +66,7 @@ Words = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, Path) e
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class TaskSpec(Strict):
@@ -134,8 +143,8 @@ def delta_entry(spec: Any) -> Any:
 
 
 class Plan(Strict):
-    """``delta`` is a name, {name: settings}, or a list of {name: settings, at: sites, lr: rate}; an entry with at or lr is
-    always in a list."""
+    """``delta`` is a name, {name: settings}, or a list of {name: settings, at: sites, lr: rate}; an entry with at or lr
+    is always in a list, and has them beside the name."""
 
     backbone: Words = "minilm"  # the embedded default, a Hugging Face id, or a local folder
     seed: int = 0
@@ -192,14 +201,14 @@ def read_plan(source: Path | str | dict[str, Any] | Plan) -> Plan:
         return checked({"tasks": found_tasks(path)}, Path.cwd(), shown(path), {})
     text, file = read_text(path), shown(path)
     try:
-        lines = dict(key_lines(yaml.compose(text, yaml.SafeLoader), file))
-        return checked(yaml.safe_load(text), path.parent.absolute(), file, lines)
+        node, data = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
         raise PlacedError(f"broken YAML: {error.problem or error.context}", file, line, column) from None
-    except yaml.YAMLError as error:  # a character that YAML forbids
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a forbidden character, the 31st of February ...
         raise PlacedError(f"broken YAML: {str(error).splitlines()[0]}", file) from None
+    return checked(data, path.parent.absolute(), file, dict(key_lines(node, file)))
 
 
 def key_lines(node: yaml.Node | None, file: str, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], int]]:
@@ -220,7 +229,7 @@ def key_lines(node: yaml.Node | None, file: str, path: tuple[Any, ...] = ()) -> 
 
 def checked(data: Any, folder: Path, file: str | None, lines: dict[tuple[Any, ...], int]) -> Plan:
     if not isinstance(data, Mapping):
-        raise PlacedError(f"a plan is lines of key: value that start with backbone: or tasks:, got {data!r:.60}", file, 1)
+        raise PlacedError(f"expected lines of key: value such as backbone: and tasks:, got {data!r:.60}", file, 1)
     try:
         plan = Plan.model_validate(data)
     except ValidationError as error:
@@ -239,40 +248,39 @@ def explain(
 ) -> PlacedError:
     """pydantic's findings in our words: one line a finding, each with its place, key, value and the nearest name."""
     said: dict[tuple[Any, ...], list[str]] = {}
+    got: dict[tuple[Any, ...], str] = {}
     for finding in error.errors():
-        path, value = (), data
-        for key in finding["loc"]:  # pydantic adds the branch of a union and the like: keep what is in the data
-            if not (key in value if isinstance(value, Mapping) else False):
-                break
-            path, value = (*path, key), value[key]
+        path, value = tuple[Any, ...](), data
+        for key in finding["loc"]:  # pydantic adds the branches of a union and the like: keep what is in the data
+            if isinstance(value, Mapping) and key in value:
+                path, value = (*path, key), value[key]
         if finding["type"] == "extra_forbidden":
-            owner = {1: model, 2: Budget}.get(len(path), TaskSpec)
-            words = f"unknown key{nearest(path[-1], owner.model_fields)}"
+            fields = {1: model.model_fields, 2: Budget.model_fields}.get(len(path), TaskSpec.model_fields)
+            words = f"unknown key{nearest(path[-1], fields)}"
         elif "error" in finding.get("ctx", {}):
             words = str(finding["ctx"]["error"])
         else:
-            words = f"{finding['msg'][:1].lower()}{finding['msg'][1:]}, got {finding['input']!r:.60}"
+            mapping = finding["type"] in ("model_type", "dict_type")
+            words = "expected {key: value}" if mapping else finding["msg"].replace("Input should be", "expected")
+            got[path] = f", got {finding['input']!r:.60}"
         said.setdefault(path, []).append(words)
     places = []
-    for path, words in said.items():
-        name = ".".join(map(str, path))
-        line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
-        places.append(PlacedError(f"{name}: {' or '.join(words)}" if name else words[0], file, line))
+    for path, all_words in said.items():
+        if not any(other[: len(path)] == path for other in said if other != path):  # a union complains at both depths
+            words = " or ".join(dict.fromkeys(all_words)) + got.get(path, "")
+            line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
+            places.append(PlacedError(f"{'.'.join(map(str, path))}: {words}" if path else words, file, line))
     places[0].args = ("\n".join(map(str, places)),)
     return places[0]
-
-
-def data_files(folder: Path, split: str) -> list[Path]:
-    """The files of one split in a task folder."""
-    names = {f"{alias}{ending}" for alias in SPLITS.get(split, (split,)) for ending in SUFFIXES}
-    return sorted(path for path in folder.iterdir() if path.name in names)
 
 
 def found_tasks(path: Path) -> dict[str, dict[str, str]]:
     """``{name: {"data": path}}`` for a task folder, a data file, or a folder of these."""
 
     def is_task(path: Path) -> bool:
-        return bool(suffix(path)) if path.is_file() else path.is_dir() and (is_saved(path) or bool(data_files(path, "train")))
+        if path.is_dir():
+            return is_saved(path) or bool(data_files(path, "train"))
+        return path.is_file() and bool(suffix(path))
 
     def name(path: Path) -> str:
         return path.name.split(".")[0] if path.is_file() else path.absolute().name
@@ -299,10 +307,11 @@ def write_plan(folder: Path) -> str:
     from anabranch.task.data import load_task
 
     lines = ["# anabranch fit THIS_FILE --out RUN", "# Paths start at this file's folder. Every key: docs/data.md", ""]
-    lines += ["backbone: minilm  # embedded, nothing to download; or a Hugging Face id, or a local folder", "seed: 0", "tasks:"]
+    lines.append("backbone: minilm  # embedded, nothing to download; or a Hugging Face id, or a local folder")
+    lines += ["seed: 0", "tasks:"]
     for name, spec in found_tasks(Path(folder)).items():
         try:
-            task = load_task(name, TaskSpec(**spec), on_error="skip")
+            task = load_task(name, TaskSpec.model_validate(spec), on_error="skip")
             rows = ", ".join(f"{task.counts[split]} {split}" for split in SPLITS)
             lines.append(f"  # {task.kind}{f' of {len(task.labels)} labels' if task.labels else ''}; rows: {rows}")
             lines += [f"  # note: {warning}" for warning in task.warnings]

@@ -50,7 +50,7 @@ def stop(error: PlacedError) -> NoReturn:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one file as ``{column: value}``; ``lines`` holds the line (or row, see ``unit``) where each one starts."""
+    """Rows of one file as ``{column: value}``; ``lines`` holds the line (or row, see ``unit``) where each starts."""
 
     source: str
     columns: list[str]
@@ -91,6 +91,12 @@ def is_saved(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
+def data_files(folder: Path, split: str) -> list[Path]:
+    """The files of one split (or of the corpus) in a task folder."""
+    names = {f"{alias}{ending}" for alias in SPLITS.get(split, (split,)) for ending in SUFFIXES}
+    return sorted(path for path in folder.iterdir() if path.name in names)
+
+
 def is_hub_id(word: str, folder: Path) -> bool:
     """Could be a data set on the hub: no data file's name, nothing here of that name, not in a folder that is here."""
     path = folder / word
@@ -117,7 +123,7 @@ def read_bytes(path: Path) -> bytes:
         if path.suffix != ".gz":
             return path.read_bytes()
         with gzip.open(path) as file:
-            while part := file.read1(1 << 20):  # type: ignore[attr-defined]  # in parts: an error then knows its line
+            while part := file.read1(1 << 20):  # in parts: an error then knows its line
                 parts.append(part)
             return b"".join(parts)
     except FileNotFoundError:
@@ -151,9 +157,9 @@ def read_text(path: Path) -> str:
 
 
 def read_csv(text: str, source: str, report: Report, delimiter: str = ",") -> Table:
-    csv.field_size_limit(2**31 - 1)  # the default refuses a text of 131,072 characters; long texts are only warned about
+    csv.field_size_limit(2**31 - 1)  # the default refuses 131,072 characters; long texts are only warned about
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header, rows, lines = [], [], []
+    header, rows, lines = list[str](), list[dict[str, Any]](), list[int]()
     while True:
         line = reader.line_num + 1  # a quoted field may span lines: this is where the row starts
         try:
@@ -189,10 +195,12 @@ def read_jsonl(text: str, source: str, report: Report) -> Table:
         for line, chunk in enumerate(text.split("\n"), 1):  # not splitlines: a JSON string may hold U+2028
             if chunk.strip():
                 try:
-                    yield line, json.loads(chunk)
+                    row = json.loads(chunk)
                 except (ValueError, RecursionError) as error:
                     column = getattr(error, "colno", None)
                     report(PlacedError(f"broken JSON: {getattr(error, 'msg', error)}", source, line, column))
+                else:
+                    yield line, row
 
     return table_of(objects(), source, report)
 
@@ -203,15 +211,20 @@ def read_json(text: str, source: str, report: Report) -> Table:
     def objects() -> Iterator[tuple[int, Any]]:
         decoder, at = json.JSONDecoder(), SPACE.match(text).end()  # type: ignore[union-attr]
         if text[at] != "[":
-            raise PlacedError("expected a list of objects [{...}, ...]; name a file of one object a line .jsonl", source, 1)
+            raise PlacedError("expected a list [{...}, ...]; a file of one object a line is called .jsonl", source, 1)
         line, counted, sign = 1, 0, "["
         while sign != "]":
             at = SPACE.match(text, at + 1).end()  # type: ignore[union-attr]
             if sign == "[" and text[at : at + 1] == "]":
                 return
             line, counted = line + text.count("\n", counted, at), at
-            value, at = decoder.raw_decode(text, at)
-            yield line, value
+            try:
+                row, at = decoder.raw_decode(text, at)
+            except json.JSONDecodeError:
+                raise
+            except (ValueError, RecursionError) as error:  # a number of 5,000 digits, lists in lists in lists
+                raise PlacedError(f"broken JSON: {error}", source, line) from None
+            yield line, row
             at = SPACE.match(text, at).end()  # type: ignore[union-attr]
             sign = text[at : at + 1]
             if sign not in (",", "]"):
@@ -221,8 +234,6 @@ def read_json(text: str, source: str, report: Report) -> Table:
         return table_of(objects(), source, report)
     except json.JSONDecodeError as error:
         raise PlacedError(f"broken JSON: {error.msg}", source, error.lineno, error.colno) from None
-    except RecursionError as error:
-        raise PlacedError(f"broken JSON: {error}", source) from None
 
 
 def table_of(objects: Iterator[tuple[int, Any]], source: str, report: Report) -> Table:
@@ -241,8 +252,8 @@ READERS = {".csv": read_csv, ".tsv": read_tsv, ".json": read_json, ".jsonl": rea
 
 
 def read_parquet(path: Path) -> Table:
-    import pyarrow as pa  # slow to import, and most runs read no Parquet
-    import pyarrow.parquet as pq
+    import pyarrow as pa  # type: ignore[import-untyped]  # here: slow to import, and most runs read no Parquet
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     source = shown(path)
     try:

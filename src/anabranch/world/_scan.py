@@ -11,7 +11,7 @@ import gc
 import hashlib
 import importlib.metadata
 import importlib.util
-import itertools
+import inspect
 import platform
 import re
 import sysconfig
@@ -31,7 +31,6 @@ _VENDORED = {"externals", "external", "extern", "third_party", "vendor", "vendor
 _TESTS = {"test", "tests", "testing", "conftest", "benchmarks", "examples", "setup"}
 _TOOLS = {"site-packages", "dist-packages", "idlelib", "lib2to3", "turtledemo", "ensurepip", "distutils", "encodings"}
 _HIDDEN = {"core", "internals", "impl", "compat"}  # private by custom, although without an underscore
-PER_ROUND = 8  # functions of one file before the next file has its turn: many files make an honest split
 
 
 class Function(NamedTuple):
@@ -81,25 +80,18 @@ def files(folder: Path) -> list[Path]:
     return sorted(f for f in folder.rglob("*.py") if not dropped & {f.stem, *f.relative_to(folder).parts[:-1]})
 
 
-def scan(library: str, folder: Path, *, seed: int, enough: int) -> Iterator[Function]:
-    """Documented public functions of the library at ``folder``; files are parsed in an order drawn by ``seed``, and
-    no more of them than give ``enough`` functions at ``PER_ROUND`` a file. A file that does not parse is passed over.
+def scan(library: str, folder: Path, *, seed: int) -> Iterator[list[Function]]:
+    """The documented public functions of the library at ``folder``, file by file in an order drawn by ``seed``.
+
+    A file is parsed when its turn comes: stop early and the rest costs nothing. A file that does not parse is passed over.
     """
     prefix = folder.parent if (folder / "__init__.py").exists() else folder  # the standard library is not a package
-    names = {".".join(f.relative_to(prefix).with_suffix("").parts).removesuffix(".__init__"): f for f in files(folder)}
-
-    def read(name: str) -> Module | None:
-        return _module(name, names[name]) if name in names else None
-
-    reexports = _reexports(names, read)
-    taken = 0
-    for name in sorted(names, key=lambda n: digest(seed, library, n)):
-        if taken >= enough:
-            return
-        file = names[name].relative_to(folder.parent if prefix != folder else prefix).as_posix()
-        mine = [Function(library, file, *found) for found in _functions(read(name), reexports)]
-        taken += min(len(mine), PER_ROUND)
-        yield from mine
+    paths = {".".join(f.relative_to(prefix).with_suffix("").parts).removesuffix(".__init__"): f for f in files(folder)}
+    reexports = _reexports(paths)
+    for name in sorted(paths, key=lambda n: digest(seed, library, n)):
+        if module := _module(name, paths[name]):
+            place = paths[name].relative_to(prefix).as_posix()
+            yield [Function(library, place, *found) for found in _functions(module, reexports)]
 
 
 def _module(name: str, file: Path) -> Module | None:
@@ -145,14 +137,14 @@ class Reexports(NamedTuple):
     starred: dict[str, set[str]]  # module -> importers
 
 
-def _reexports(names: dict[str, Path], read) -> Reexports:
-    """Who imports what from where, of the files that gather names: ``__init__``, ``api`` and what they import ``*`` from
-    when that gathers in turn."""
+def _reexports(paths: dict[str, Path]) -> Reexports:
+    """Who imports what from where, read from the files that gather names: each ``__init__``, ``api`` and whatever one of
+    them imports ``*`` from, where that gathers in turn."""
     known = Reexports(defaultdict(set), defaultdict(set))
-    todo = [name for name, file in names.items() if file.stem in ("__init__", "api")]
+    todo = [name for name, file in paths.items() if file.stem in ("__init__", "api")]
     done: set[str] = set()
     while todo:
-        if (name := todo.pop()) in done or (module := read(name)) is None:
+        if (name := todo.pop()) in done or (module := _module(name, paths[name])) is None:
             continue
         done.add(name)
         package = module.file.stem == "__init__"
@@ -164,15 +156,11 @@ def _reexports(names: dict[str, Path], read) -> Reexports:
             for alias in node.names:
                 if alias.name == "*":
                     known.starred[source].add(name)
-                    if source in names and re.search(rb"^\s*from \S+ import \*", names[source].read_bytes(), re.M):
+                    if source in paths and re.search(rb"^\s*from \S+ import \*", paths[source].read_bytes(), re.M):
                         todo.append(source)
                 elif (alias.asname or alias.name) in (module.exports or ()) or package and module.exports is None:
                     known.named[source, alias.name].add((name, alias.asname or alias.name))
     return known
-
-
-def hidden(module: str) -> bool:
-    return any(part.startswith("_") or part in _HIDDEN for part in module.split("."))
 
 
 def _public(module: Module, name: str, reexports: Reexports) -> str | None:
@@ -185,7 +173,7 @@ def _public(module: Module, name: str, reexports: Reexports) -> str | None:
         if (place, alias) in seen or alias.startswith("_"):
             continue
         seen.add((place, alias))
-        if visible and not hidden(place):
+        if visible and place.count(".") < 3 and not any(p[0] == "_" or p in _HIDDEN for p in place.split(".")):
             found.append(f"{place}.{alias}")
         todo += [(*importer, True) for importer in reexports.named.get((place, alias), ())]
         todo += [(importer, alias, True) for importer in reexports.starred.get(place, ()) if visible]
@@ -195,20 +183,22 @@ def _public(module: Module, name: str, reexports: Reexports) -> str | None:
 Found = tuple[str, str, tuple[str, ...] | None, str, str]  # the fields of Function after file
 
 
-def _functions(module: Module | None, reexports: Reexports) -> Iterator[Found]:
+def _functions(module: Module, reexports: Reexports) -> Iterator[Found]:
     seen: set[str] = set()
-    for node in module.body if module else ():
+    for node in module.body:
         for own, node_or_doc in _documented(node):
             top = own.split(".")[0]
             where = module
             if isinstance(node_or_doc, tuple):
                 home, node_or_doc = node_or_doc
                 where = Module(home or module.name.rpartition(".")[0], module.file, [], None)
-            if own in seen or (public := _public(where, top, reexports)) is None:
+            if own in seen or re.search(r"(^|\.)_", own) or (public := _public(where, top, reexports)) is None:
                 continue
             seen.add(own)
             if isinstance(node_or_doc, str):
-                doc, head = node_or_doc, _heading(node_or_doc, own.rpartition(".")[2])
+                doc = inspect.cleandoc(node_or_doc)
+                if (head := _heading(doc, own.rpartition(".")[2])) is None:
+                    continue  # an attribute, a constant, a type
             else:
                 doc, head = ast.get_docstring(node_or_doc) or "", _arguments(node_or_doc)
             params, words = head if head else (None, None)
@@ -280,7 +270,7 @@ def _short(node: ast.expr) -> str:
 
 def _heading(doc: str, own: str) -> tuple[tuple[str, ...], str] | None:
     """Of a C function: the signature with which its docstring begins, ``arange([start,] stop[, step,], dtype=None)``."""
-    head = re.match(rf"\s*(?:[\w.]+\.)?{re.escape(own)}\((.*?)\)\s*(?:->.*)?$", doc.strip(), re.M)
+    head = re.match(rf"(?:[\w.]+\.)?{re.escape(own)}\((?:\$self,? ?)?(.*?)\)\s*(?:->[^\n]*)?(?:\n|$)", doc, re.S)
     if not head:
         return None
     for text in (head[1], re.sub(r",\s*,", ",", re.sub(r"[\[\]]", "", head[1])).strip(", ")):
@@ -289,10 +279,3 @@ def _heading(doc: str, own: str) -> tuple[tuple[str, ...], str] | None:
         except SyntaxError:
             continue
     return None
-
-
-def capped(functions: list[Function], cap: int, *, seed: int) -> list[Function]:
-    """At most ``cap``: ``PER_ROUND`` of every file in drawn order, then as many again, so that no file fills the cap."""
-    drawn = sorted(functions, key=lambda f: (digest(seed, f.library, f.file), digest(seed, f.name)))
-    turn = {f.name: i // PER_ROUND for _, g in itertools.groupby(drawn, key=lambda f: f.file) for i, f in enumerate(g)}
-    return sorted(drawn, key=lambda f: turn[f.name])[:cap]

@@ -1,0 +1,50 @@
+# make demo    the main job on the embedded default, from nothing but Python and pip
+# make test    lint, types, layout, tests
+# make shapes  the tests once more, with every annotated tensor shape checked as it passes (slow)
+# make speed, make soak, make docs    the scripts of that folder, one after another
+# Another Python: make test PYTHON=python3.12
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+EXTRAS_demo := embedded
+EXTRAS_test := embedded,dev
+
+.PHONY: demo test shapes speed soak docs constraints
+.SILENT:
+
+demo: .venv/demo.stamp
+	$(BIN)/anabranch demo --out demo-run
+
+test: .venv/test.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+shapes: .venv/test.stamp
+	$(BIN)/python -m pytest -q --jaxtyping-packages=anabranch,beartype.beartype
+
+speed soak docs: .venv/test.stamp
+	for script in $(wildcard $@/*.py); do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+# A stamp is newer than what it was installed from, so that a second run installs nothing. torch comes first and alone:
+# whichever build of it this machine's index offers (CPU or GPU), nothing later replaces it. Bytecode is compiled on use.
+.venv/torch.stamp: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("anabranch needs Python 3.11 or newer: make ... PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install --no-compile $$(grep '^torch==' $<)
+	touch $@
+
+.venv/%.stamp: .venv/torch.stamp pyproject.toml constraints.txt
+	$(PIP) install --no-compile -c constraints.txt -e '.[$(EXTRAS_$*)]'
+	touch $@
+
+# The newest versions on which all extras agree, from a fresh environment; torch moves by hand, in the line below.
+constraints:
+	rm -rf .venv-constraints && $(PYTHON) -m venv .venv-constraints
+	.venv-constraints/bin/python -m pip -qq install torch==2.13.0
+	.venv-constraints/bin/python -m pip -qq install '.[embedded,serve,ray,mlflow,dev]'
+	.venv-constraints/bin/python -m pip check
+	{ echo '# The versions that were tested together, for all extras; written by: make constraints'; \
+	  .venv-constraints/bin/python -m pip freeze --exclude anabranch | sed 's/+[a-z0-9.]*$$//'; } > constraints.txt
+	rm -rf .venv-constraints

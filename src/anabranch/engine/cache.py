@@ -1,0 +1,97 @@
+"""Files that appear whole or not at all, and results that are kept under a hash of what made them."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anabranch.errors import WorkError
+
+
+def cache_dir() -> Path:
+    """The user's cache: ``ANABRANCH_CACHE``, else ``anabranch`` in the system's cache folder."""
+    home = os.environ.get("ANABRANCH_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "anabranch"
+    return Path(home)
+
+
+def clear() -> int:
+    """Empties the user's cache; returns the bytes that it held."""
+    folder = cache_dir()
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    shutil.rmtree(folder, ignore_errors=True)
+    return size
+
+
+def digest(*parts: Any) -> str:
+    """A hash of JSON-able values and bytes, 16 hexadecimal digits."""
+    h = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, default=str).encode()
+        h.update(len(data).to_bytes(8, "little") + data)
+    return h.hexdigest()
+
+
+def write(path: Path, make: Callable[[Path], Any]) -> Path:
+    """``make`` writes to a file beside ``path``, which then takes its name: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        make(part)
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    return write(path, lambda part: part.write_text(text + "\n", encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise WorkError(f"{path} is damaged ({error}); delete it, or restore it from a copy") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any] | None = None) -> Path:
+    """safetensors with a JSON note and a checksum of the content in its header."""
+    from safetensors.torch import save_file
+
+    whole = {n: t.detach().contiguous().cpu() for n, t in tensors.items()}
+    meta = {"note": json.dumps(note or {}), "sum": checksum(whole)}
+    return write(path, lambda part: save_file(whole, part, metadata=meta))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and note; WorkError names the file when it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 - not a dict
+            meta = file.metadata()
+        if meta["sum"] != checksum(tensors):
+            raise WorkError(f"{path} is damaged: its checksum does not fit its content")
+        return tensors, json.loads(meta["note"])
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise WorkError(f"{path} is damaged ({error})") from None
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    h = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        t = tensors[name].detach().contiguous().cpu()
+        h.update(f"{name} {t.dtype} {list(t.shape)}".encode())
+        if t.numel():
+            h.update(t.reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()

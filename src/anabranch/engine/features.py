@@ -1,0 +1,182 @@
+"""The features stage: frozen f once over every text, kept on disk in chunks of equal length.
+
+Per unit: its vector; per word, for units of words; and what block ``tail`` receives, so that training starts there.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anabranch.core.adapt import Adapted
+from anabranch.core.site import capture
+from anabranch.engine.backbone import Backbone, Tokens, bucket
+from anabranch.engine.cache import digest, read_tensors, write, write_tensors
+from anabranch.errors import WorkError
+
+CHUNK = 1024  # units per file, so that a kill loses little
+BATCH = 4096  # tokens per forward pass: large enough for the matrix units, small enough for the cache
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the block whose input is wanted."""
+
+
+class Features:
+    """Units are known by their tokens; equal texts of all tasks are one unit."""
+
+    def __init__(self, backbone: Backbone, folder: Path, tail: int, disk: float = 8e9) -> None:
+        self.backbone, self.folder, self.tail, self.disk = backbone, folder, tail, disk
+        self.tokens: list[Tokens] = []
+        self.known: dict[Tokens, int] = {}
+        self.place: list[tuple[int, int]] = []  # unit -> chunk, row
+        self.chunks: list[list[int]] = []
+        self.vectors = torch.zeros(0, backbone.d)
+        self.words: list[Tensor | None] = []
+        self._hidden: dict[int, Any] = {}
+
+    def add(self, rows: Sequence[Tokens]) -> list[int]:
+        """Numbers of the units with these tokens, new or known."""
+        out = []
+        for row in rows:
+            if row not in self.known:
+                self.known[row] = len(self.tokens)
+                self.tokens.append(row)
+            out.append(self.known[row])
+        return out
+
+    def length(self, unit: int) -> int:
+        return bucket(len(self.tokens[unit].ids))
+
+    def run(self, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
+        """Computes what is not yet on disk and opens the rest."""
+        new = sorted(range(len(self.place), len(self.tokens)), key=lambda u: (self.length(u), u))
+        self.place += [(0, 0)] * len(new)
+        self.words += [None] * len(new)
+        grown = torch.zeros(len(self.tokens), self.backbone.d)
+        grown[: len(self.vectors)] = self.vectors
+        self.vectors = grown
+        done, used = 0, sum(p.stat().st_size for p in self.folder.glob("*.npy"))
+        for units in self._cut(new):
+            name = digest(self.backbone.fingerprint, str(self.backbone.dtype), self.tail, [self.tokens[u] for u in units])
+            path, hidden = self.folder / f"{name}.safetensors", self.folder / f"{name}.npy"
+            found = self._read(path)
+            if found is None:
+                size = len(units) * self.length(units[0]) * self.backbone.d * self.backbone.dtype.itemsize
+                keep = 0 < self.tail and used + size <= self.disk
+                found = self._compute(units, hidden if keep else None)
+                write_tensors(path, found)
+                used += size * keep
+            self._take(units, found, hidden)
+            done += len(units)
+            progress(done, len(new))
+
+    def _read(self, path: Path) -> dict[str, Tensor] | None:
+        """A chunk from disk; a damaged one is made again."""
+        try:
+            return read_tensors(path)[0] if path.exists() else None
+        except WorkError:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".npy").unlink(missing_ok=True)
+            return None
+
+    def _cut(self, units: Sequence[int]) -> Iterator[list[int]]:
+        part: list[int] = []
+        for u in units:
+            if part and (len(part) == CHUNK or self.length(part[0]) != self.length(u)):
+                yield part
+                part = []
+            part.append(u)
+        if part:
+            yield part
+
+    @torch.inference_mode()
+    def _compute(self, units: Sequence[int], hidden: Path | None) -> dict[str, Tensor]:
+        b, seen, parts, vectors, words = self.backbone, [], [], [], []  # type: ignore[var-annotated]
+        handle = capture(b.f, self.tail, seen) if hidden else None
+        try:
+            for i in range(0, len(units), max(1, BATCH // self.length(units[0]))):
+                batch = units[i : i + max(1, BATCH // self.length(units[0]))]
+                inputs = b.inputs([self.tokens[u].ids for u in batch])
+                last = last_hidden(b.f(**inputs, **more(b)))
+                vectors.append(b.pooled(last, inputs["attention_mask"]))
+                words += [last[r, list(self.tokens[u].starts)] for r, u in enumerate(batch) if self.tokens[u].starts]
+                parts += [seen.pop()] if hidden else []
+        finally:
+            if handle:
+                handle.remove()
+        if hidden:
+            bits = torch.cat(parts).view(torch.int16 if b.dtype.itemsize == 2 else torch.int32).numpy()
+            with_file(hidden, bits)
+        return {"vectors": torch.cat(vectors)} | ({"words": torch.cat(words)} if words else {})
+
+    def _take(self, units: Sequence[int], found: dict[str, Tensor], hidden: Path) -> None:
+        chunk = len(self.chunks)
+        self.chunks.append(list(units))
+        self.vectors[list(units)] = found["vectors"]
+        first = 0
+        for row, u in enumerate(units):
+            self.place[u] = (chunk, row)
+            n = len(self.tokens[u].starts)
+            if n:
+                self.words[u], first = found["words"][first : first + n], first + n
+        if hidden.exists():
+            self._hidden[chunk] = np.load(hidden, mmap_mode="r")
+
+    def entry(self, units: Sequence[int]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Inputs of f for units of one bucket, and what block ``tail`` receives [b, l, d] (None for tail 0)."""
+        inputs = self.backbone.inputs([self.tokens[u].ids for u in units])
+        if not self.tail:
+            return inputs, None
+        where = [self.place[u] for u in units]
+        if any(chunk not in self._hidden for chunk, _ in where):
+            return inputs, self._below(inputs)
+        rows = np.stack([self._hidden[chunk][row] for chunk, row in where])
+        return inputs, torch.from_numpy(rows).view(self.backbone.dtype)
+
+    @torch.no_grad()
+    def _below(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The part of f below the tail, for units whose features were not kept."""
+        seen: list[Tensor] = []
+        f = self.backbone.f
+        first = capture(f, self.tail, seen)
+
+        def stop(*_: Any) -> None:
+            if seen:
+                raise _Reached
+
+        from anabranch.core.site import blocks
+
+        second = blocks(f)[1][self.tail].register_forward_pre_hook(stop)
+        try:
+            f(**inputs)
+        except _Reached:
+            pass
+        finally:
+            first.remove(), second.remove()
+        return seen[0]
+
+    def forward(self, adapted: Adapted, units: Sequence[int], routes: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The last hidden states [b, l, d] of units of one bucket under ``routes``, and their inputs."""
+        inputs, hidden = self.entry(units)
+        return last_hidden(adapted(inputs | more(self.backbone), routes, hidden)), inputs
+
+
+def last_hidden(out: Any) -> Tensor:
+    found = getattr(out, "last_hidden_state", None)
+    return out.hidden_states[-1] if found is None else found
+
+
+def more(b: Backbone) -> dict[str, Any]:
+    return {"output_hidden_states": True, "use_cache": False} if b.causal else {}
+
+
+def with_file(path: Path, bits: Any) -> None:
+    def save(part: Path) -> None:
+        with open(part, "wb") as file:
+            np.save(file, bits)
+
+    write(path, save)

@@ -1,0 +1,124 @@
+"""The probe stage: a linear head per task on frozen features; and how outputs become answers and scores."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anabranch.engine.features import Features
+from anabranch.engine.job import Head, Job, Part, apply
+from anabranch.task.kind import Kind
+from anabranch.task.kind._base import Post
+from anabranch.task.metrics import score
+
+View = Callable[[Sequence[int]], Tensor]  # units -> features, [units, d] or of their words [words, d]
+PENALTIES = (1.0, 10.0, 100.0, 1000.0)  # inverse strength C, as in scikit-learn's LogisticRegression
+
+
+def frozen(features: Features, job: Job) -> View:
+    """f's own features of a job's units."""
+    if job.kind.words:
+        return lambda units: torch.cat([features.words[u].float() for u in units])  # type: ignore[union-attr]
+    return lambda units: features.vectors[list(units)]
+
+
+def inputs(job: Job, rows: Sequence[Sequence[int]], view: View, counts: Sequence[int]) -> Tensor:
+    return job.kind.join(view([u for row in rows for u in row]), counts)
+
+
+def solve(kind: Kind, x: Tensor, y: Any, counts: Sequence[int], c: float, start: Head, steps: int = 100) -> Head:
+    """Minimises ``mean loss + ||W||^2 / (2 c n)`` by L-BFGS from ``start``; the bias is free."""
+    head = {n: t.clone().requires_grad_() for n, t in start.items()}
+    optimiser = torch.optim.LBFGS(head.values(), max_iter=steps, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+    n = len(counts)
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = kind.loss(apply(head, x), y, counts).mean() + head["W"].square().sum() / (2 * c * n)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[arg-type]
+    return {name: t.detach() for name, t in head.items()}
+
+
+def probe(job: Job, features: Features) -> tuple[Head, float]:
+    """The head whose strength has the least validation loss, rounded as it is stored; and that strength."""
+    kind, view = job.kind, frozen(features, job)
+    outputs, size = kind.width(features.backbone.d)
+    if not outputs:
+        return {}, 0.0
+    train, valid = (
+        (p, job.counts(features, p.units)) for p in (job.parts["train"], job.parts["valid"])
+    )
+    x, z = inputs(job, train[0].units, view, train[1]), inputs(job, valid[0].units, view, valid[1])
+    head: Head = {"W": torch.zeros(outputs, size), "b": torch.zeros(outputs)}
+    best, least, strength = head, float("inf"), PENALTIES[0]
+    for c in PENALTIES:
+        head = rounded(solve(kind, x, train[0].y, train[1], c, head))
+        loss = float(kind.loss(apply(head, z), valid[0].y, valid[1]).mean()) if len(valid[0]) else 0.0
+        if loss >= least:
+            break
+        best, least, strength = head, loss, c
+    return best, strength
+
+
+def rounded(head: Head) -> Head:
+    """As a bundle stores it: bf16."""
+    return {n: t.bfloat16().float() for n, t in head.items()}
+
+
+@torch.no_grad()
+def outputs(job: Job, part: Part, features: Features, view: View, head: Head) -> tuple[Tensor, list[int]]:
+    counts = job.counts(features, part.units)
+    return apply(head, inputs(job, part.units, view, counts)), counts
+
+
+@torch.no_grad()
+def settle(job: Job, features: Features, view: View, head: Head) -> Post:
+    valid = job.parts["valid"]
+    if not head or not len(valid):
+        return {}
+    out, counts = outputs(job, valid, features, view, head)
+    return job.kind.settle(out, valid.y, counts, job.metric)
+
+
+@torch.no_grad()
+def answers(job: Job, part: Part, features: Features, view: View, head: Head, post: Post) -> tuple[list[Any], list[Any]]:
+    """Predictions in the label encoding, and their scores, of all rows of a part."""
+    if not len(part):
+        return [], []
+    if job.documents:
+        ids = list(job.documents)
+        index = torch.nn.functional.normalize(view(list(job.documents.values())), dim=-1)
+        queries = torch.nn.functional.normalize(view([row[0] for row in part.units]), dim=-1)
+        return ranked(queries, index, ids)
+    out, counts = outputs(job, part, features, view, head)
+    pred, scores = job.kind.answer(out, counts, post)
+    if job.kind.words:  # words behind the longest length that f reads
+        common = int(job.kind.constant(job.parts["train"].y).argmax())
+        pred = [p + [common] * (len(t) - len(p)) for p, t in zip(pred, part.labels, strict=True)]
+    return pred, scores
+
+
+def ranked(queries: Tensor, index: Tensor, ids: Sequence[str], most: int = 100) -> tuple[list[list[str]], list[list[float]]]:
+    best = (queries @ index.mT).topk(min(most, len(ids)))
+    return [[ids[i] for i in row] for row in best.indices.tolist()], best.values.tolist()
+
+
+def measure(job: Job, part: Part, found: tuple[list[Any], list[Any]]) -> float | None:
+    """The main metric of answers; None for an empty part."""
+    if not len(part):
+        return None
+    return score(job.metric, part.labels, found[0], found[1] if job.kind.labels and not job.kind.words else None, job.kind.labels)
+
+
+def majority(job: Job, part: Part) -> float | None:
+    """The score of the best constant answer."""
+    if not len(part) or job.documents or not job.kind.width(1)[0]:
+        return 0.0 if len(part) else None
+    best = job.kind.constant(job.parts["train"].y)
+    counts = [len(y) for y in part.labels] if job.kind.words else [len(u) for u in part.units]
+    rows = sum(counts) if job.kind.words else sum(n - 1 for n in counts) if job.task.kind == "choice" else len(part)
+    return measure(job, part, job.kind.answer(best.expand(rows, -1), counts, {}))

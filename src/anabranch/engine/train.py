@@ -1,0 +1,276 @@
+"""The delta stage: every task trains its own slot and head; the rows of many tasks share each forward pass.
+
+A task's order of rows, learning rates and optimiser state are its own, so its result does not depend on its companions.
+"""
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from anabranch.core.adapt import Adapted, Route
+from anabranch.core.bank import Bank
+from anabranch.engine.cache import digest, read_tensors, write_tensors
+from anabranch.engine.features import Features
+from anabranch.engine.job import Head, Job, Part, apply
+from anabranch.engine.linear import View, answers, measure, outputs, rounded, settle
+from anabranch.task.kind._base import Post
+
+ROWS, TOKENS, WARM = 32, 8192, 0.1  # rows of one task in a step; tokens of all in a step; share of steps to full rate
+HEAD_LR = 5e-3
+
+
+def seeded(*parts: Any) -> Generator:
+    return Generator().manual_seed(zlib.crc32(repr(parts).encode()))
+
+
+def encode(features: Features, adapted: Adapted, units: Sequence[int], slots: Sequence[int], words: bool) -> list[Tensor]:
+    """Features of units, each under its slot (numbers of rows of ``adapted.sources``): one [1, d] or [words, d] per unit.
+
+    One forward pass per length, in which the rows of a slot stand together.
+    """
+    out: list[Tensor] = [torch.empty(0)] * len(units)
+    groups: dict[int, list[int]] = {}
+    for i in sorted(range(len(units)), key=lambda i: (features.length(units[i]), slots[i])):
+        groups.setdefault(features.length(units[i]), []).append(i)
+    for length, group in groups.items():
+        for at in range(0, len(group), max(1, TOKENS // length)):
+            part = group[at : at + max(1, TOKENS // length)]
+            route = Route.to([slots[i] for i in part])
+            hidden, inputs = features.forward(adapted, [units[i] for i in part], route)
+            if words:
+                rows = [hidden[r, list(features.tokens[units[i]].starts)].float() for r, i in enumerate(part)]
+            else:
+                rows = list(features.backbone.pooled(hidden, inputs["attention_mask"]).split(1))
+            for i, row in zip(part, rows, strict=True):
+                out[i] = row
+    return out
+
+
+def learned(job: Job, part: Part) -> list[list[int]]:
+    """The units of each row in training: a query is learned with a document that belongs to it."""
+    if not job.documents:
+        return part.units
+    return [[*row, job.documents[label[0]]] for row, label in zip(part.units, part.labels, strict=True)]
+
+
+@dataclass
+class Learner:
+    """One task in training: all of its numbers, by table of each bank and by tensor of its head."""
+
+    job: Job
+    theta: dict[str, Tensor]
+    epochs: int
+    m: dict[str, Tensor] = field(default_factory=dict)
+    v: dict[str, Tensor] = field(default_factory=dict)
+    step: int = 0
+    epoch: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_score: tuple[float, float] = (-math.inf, -math.inf)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    loss: float = 0.0
+
+    @property
+    def head(self) -> Head:
+        return {n[5:]: t for n, t in self.theta.items() if n.startswith("head.")}
+
+    @property
+    def steps(self) -> int:
+        """In one epoch."""
+        return -(-len(self.job.parts["train"]) // ROWS)
+
+    def batches(self, features: Features, seed: int) -> list[list[int]]:
+        """Rows of each step of this epoch: shuffled, then rows of near length together (in pools of eight steps)."""
+        rng = seeded(seed, self.job.name, self.epoch)
+        units = learned(self.job, self.job.parts["train"])
+        order = torch.randperm(len(units), generator=rng).tolist()
+        out: list[list[int]] = []
+        for at in range(0, len(order), 8 * ROWS):
+            pool = sorted(order[at : at + 8 * ROWS], key=lambda r: max(features.length(u) for u in units[r]))
+            out += [pool[i : i + ROWS] for i in range(0, len(pool), ROWS)]
+        return [out[i] for i in torch.randperm(len(out), generator=rng).tolist()]
+
+    def rate(self) -> float:
+        """Share of the full learning rate at this step: linear up, linear down."""
+        total = self.steps * self.epochs
+        return min(1.0, (self.step + 1) / max(1.0, WARM * total)) * (1 - self.step / total)
+
+    def state(self) -> dict[str, Tensor]:
+        named = {"theta": self.theta, "m": self.m, "v": self.v, "best": self.best}
+        return {f"{kind}/{n}": t for kind, tensors in named.items() for n, t in tensors.items()}
+
+    def note(self) -> dict[str, Any]:
+        return {"step": self.step, "epoch": self.epoch, "best_score": self.best_score, "curve": self.curve}
+
+    def restore(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
+        for name, t in tensors.items():
+            kind, _, key = name.partition("/")
+            getattr(self, kind)[key] = t
+        self.step, self.epoch, self.curve = note["step"], note["epoch"], note["curve"]
+        self.best_score = tuple(note["best_score"])
+
+
+class Trainer:
+    """Trains slots of ``banks`` (their delta's settings; the slots themselves live with the learners until done)."""
+
+    def __init__(self, features: Features, banks: Sequence[Bank], rates: Sequence[float], folder: Path, seed: int, patience: int = 3) -> None:
+        self.features, self.banks, self.rates = features, list(banks), list(rates)
+        self.folder, self.seed, self.patience = folder, seed, patience
+        self.adapted = Adapted(features.backbone.f, self.banks, features.tail)
+
+    def learner(self, job: Job, head: Head, epochs: int, key: str) -> Learner:
+        """A fresh learner from the probe's head, or where its last checkpoint left it."""
+        theta: dict[str, Tensor] = {}
+        for i, bank in enumerate(self.banks):
+            rng = seeded(self.seed, job.name, "init", i)
+            for table, tree in bank.divide(bank.fresh(rng)).items():
+                flat = [tree[s][n].reshape(-1) for s, n, _ in bank.tables[table].parts]
+                theta[f"{i}.{table}"] = torch.cat(flat) if flat else torch.zeros(0)
+        theta |= {f"head.{n}": t.clone() for n, t in head.items()}
+        learner = Learner(job, theta, epochs)
+        saved = self.file(job, key)
+        if saved.exists():
+            learner.restore(*read_tensors(saved))
+        return learner
+
+    def file(self, job: Job, key: str) -> Path:
+        return self.folder / f"{digest(job.name)}-{key}.safetensors"
+
+    def place(self, learners: Sequence[Learner], leaves: bool) -> dict[str, Tensor]:
+        """Puts the learners' rows in front of the banks, row 0 zero; returns the leaves."""
+        out: dict[str, Tensor] = {}
+        for i, bank in enumerate(self.banks):
+            for table in bank.slot_tables:
+                name = f"{i}.{table}"
+                rows = [learner.theta[name] for learner in learners]
+                leaf = torch.stack([torch.zeros_like(rows[0]), *rows])
+                if leaves and leaf.numel() and not table.startswith("fixed"):
+                    out[name] = leaf.requires_grad_()
+                self.adapted.sources[i][table] = leaf
+        return out
+
+    def step(self, work: Sequence[tuple[Learner, list[int]]]) -> None:
+        """One optimiser step of several learners, each on its own rows."""
+        learners = [learner for learner, _ in work]
+        leaves = self.place(learners, leaves=True)
+        heads = [{n: t.clone().requires_grad_() for n, t in learner.head.items()} for learner in learners]
+        losses = self.losses(work, heads, range(1, len(work) + 1))
+        torch.stack([loss for loss in losses]).sum().backward()  # type: ignore[no-untyped-call]
+        for j, (learner, head) in enumerate(zip(learners, heads, strict=True)):
+            learner.loss += float(losses[j].detach())
+            grads = {n: leaf.grad[j + 1] for n, leaf in leaves.items() if leaf.grad is not None}
+            grads |= {f"head.{n}": t.grad for n, t in head.items() if t.grad is not None}
+            self.update(learner, grads)
+
+    def losses(self, work: Sequence[tuple[Learner, list[int]]], heads: Sequence[Head], slots: Sequence[int]) -> list[Tensor]:
+        """The mean loss of each learner's rows."""
+        out: list[Tensor] = []
+        for words in (False, True):
+            mine = [j for j, (learner, _) in enumerate(work) if learner.job.kind.words is words]
+            rows = {j: [learned(work[j][0].job, work[j][0].job.parts["train"])[r] for r in work[j][1]] for j in mine}
+            flat = [(u, slots[j]) for j in mine for row in rows[j] for u in row]
+            if not flat:
+                continue
+            z = iter(encode(self.features, self.adapted, *zip(*flat, strict=True), words))  # type: ignore[misc, call-arg]
+            for j in mine:
+                job = work[j][0].job
+                counts = job.counts(self.features, rows[j])
+                x = job.kind.join(torch.cat([next(z) for row in rows[j] for _ in row]), [len(r) for r in rows[j]])
+                y = job.parts["train"].y
+                y = y[work[j][1]] if isinstance(y, Tensor) else [y[r] for r in work[j][1]]
+                out.append((j, job.kind.loss(apply(heads[j], x), y, counts).mean()))  # type: ignore[arg-type]
+        return [loss for _, loss in sorted(out, key=lambda pair: pair[0])]  # type: ignore[misc, index]
+
+    def update(self, learner: Learner, grads: dict[str, Tensor]) -> None:
+        """Clipped Adam (Kingma and Ba 2015, arXiv:1412.6980) on one learner's numbers."""
+        rate = learner.rate()
+        learner.step += 1
+        t = learner.step
+        for bank_or_head in {n.partition(".")[0] for n in grads}:
+            names = [n for n in grads if n.partition(".")[0] == bank_or_head]
+            norm = torch.stack([grads[n].norm() for n in names]).norm()
+            lr = rate * (HEAD_LR if bank_or_head == "head" else self.rates[int(bank_or_head)])
+            for n in names:
+                g = grads[n] / norm.clamp(min=1.0)
+                m = learner.m[n] = learner.m.get(n, torch.zeros_like(g)).lerp(g, 0.1)
+                v = learner.v[n] = learner.v.get(n, torch.zeros_like(g)).lerp(g * g, 0.001)
+                learner.theta[n] = learner.theta[n] - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+
+    def view(self, learner: Learner) -> View:
+        """Features of units under a learner's slot."""
+        self.place([learner], leaves=False)
+        words = learner.job.kind.words
+        return lambda units: torch.cat(encode(self.features, self.adapted, units, [1] * len(units), words))
+
+    @torch.no_grad()
+    def close(self, learner: Learner, key: str) -> None:
+        """After an epoch: validation score, best state, curve, checkpoint."""
+        learner.epoch += 1
+        job, valid = learner.job, learner.job.parts["valid"]
+        head, view = rounded(learner.head), self.view(learner)
+        entry = {"epoch": learner.epoch, "loss": learner.loss / learner.steps}
+        learner.loss = 0.0
+        now = (0.0, 0.0)
+        if len(valid):
+            if head:
+                out, counts = outputs(job, valid, self.features, view, head)
+                found = job.kind.answer(out, counts, {})
+                loss = float(job.kind.loss(out, valid.y, counts).mean())
+            else:
+                found, loss = answers(job, valid, self.features, view, head, {}), 0.0
+            now = (measure(job, valid, _whole(job, found, valid)) or 0.0, -loss)
+            entry |= {"valid": now[0], "valid_loss": loss}
+        learner.curve.append(entry)
+        if now > learner.best_score or not len(valid):
+            learner.best, learner.best_score = dict(learner.theta), now
+        write_tensors(self.file(job, key), learner.state(), learner.note())
+
+    def done(self, learner: Learner) -> bool:
+        scores = [e.get("valid", 0.0) for e in learner.curve]
+        stale = len(scores) - 1 - max(range(len(scores)), key=scores.__getitem__) if scores else 0
+        return learner.epoch >= learner.epochs or stale >= self.patience
+
+    def run(self, jobs: Sequence[tuple[Job, Head, int, str]], progress: Callable[[Learner], None] = lambda _: None) -> Iterator[Learner]:
+        """Trains (job, head, epochs, key) to their ends and yields them as they finish; a finished task's place goes to the next."""
+        waiting = [*reversed(jobs)]
+        active: list[tuple[Learner, str, list[list[int]]]] = []
+        while waiting or active:
+            work: list[tuple[Learner, list[int]]] = []
+            tokens, turn = 0, 0
+            while tokens < TOKENS and (turn < len(active) or waiting):
+                if turn == len(active):
+                    job, head, epochs, key = waiting.pop()
+                    learner = self.learner(job, head, epochs, key)
+                    if self.done(learner):
+                        yield learner
+                        continue
+                    active.append((learner, key, learner.batches(self.features, self.seed)))
+                learner, _, batches = active[turn]
+                units = learned(learner.job, learner.job.parts["train"])
+                work.append((learner, batches.pop()))
+                tokens += sum(self.features.length(u) for r in work[-1][1] for u in units[r])
+                turn += 1
+            if work:
+                self.step(work)
+            active = active[turn:] + active[:turn]  # those that waited go first
+            for entry in [e for e in active if not e[2]]:
+                learner, key, batches = entry
+                self.close(learner, key)
+                progress(learner)
+                if self.done(learner):
+                    active.remove(entry)
+                    yield learner
+                else:
+                    batches += learner.batches(self.features, self.seed)
+
+
+def _whole(job: Job, found: tuple[list[Any], list[Any]], part: Part) -> tuple[list[Any], list[Any]]:
+    if not job.kind.words:
+        return found
+    common = int(job.kind.constant(job.parts["train"].y).argmax())
+    return [p + [common] * (len(t) - len(p)) for p, t in zip(found[0], part.labels, strict=True)], found[1]
