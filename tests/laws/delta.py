@@ -220,9 +220,8 @@ def test_it_trains(delta):
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
-@pytest.mark.parametrize("reentrant", [False, True])
 @everywhere
-def test_gradients_are_equal_under_gradient_checkpointing(delta, name, reentrant):
+def test_gradients_are_equal_under_gradient_checkpointing(delta, name):
     f, inputs = loaded(backbone(name), backbone(name).state_dict()), batch(name)
     made = bank(f, delta)
     want, got = leaves(made), leaves(made)
@@ -231,7 +230,7 @@ def test_gradients_are_equal_under_gradient_checkpointing(delta, name, reentrant
         adapted.sources[0]["own"] = source
         adapted.train()  # transformers checkpoints in training mode only
         (real(inputs, run(adapted, inputs, IDS)) ** 2).sum().backward()
-        f.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        f.gradient_checkpointing_enable({"use_reentrant": False})
     assert want.grad.abs().max() > 0
     close(got.grad, want.grad)
 

@@ -5,7 +5,6 @@ block, and are cut from the output). f itself is never edited: hooks sit on a cl
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -13,30 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anabranch.core.bank import Bank, Table, Tree
-from anabranch.core.delta import At, Delta, mix
+from anabranch.core.bank import Bank
+from anabranch.core.delta import At, mix
+from anabranch.core.route import Opened, Route
+from anabranch.core.sequence import fresh_mask, widen
 from anabranch.core.site import Site, blocks, clone, tail
 from anabranch.errors import InputError
-
-LONG_RUN = 8  # rows in a row with the same slots from which one shared product beats a batched one (measured)
-
-
-@dataclass(frozen=True)
-class Route:
-    """Which slots each row takes: ids [b, k] (0 = none), optional weights w [b, k], optional gate rows who [b]."""
-
-    ids: Tensor
-    w: Tensor | None = None
-    who: Tensor | None = None
-    runs: tuple[tuple[int, int], ...] = ()  # stretches of rows that share ids and who, known before the forward pass
-
-    @classmethod
-    def to(cls, ids: Tensor | Sequence[int], w: Tensor | None = None, who: Tensor | None = None) -> "Route":
-        ids = torch.as_tensor(ids)
-        ids = ids[:, None] if ids.ndim == 1 else ids
-        rows = torch.cat([ids, *([who[:, None]] if who is not None else [])], 1).tolist()
-        cuts = [i for i in range(len(rows)) if i == 0 or rows[i] != rows[i - 1]]
-        return cls(ids, w, who, tuple(zip(cuts, [*cuts[1:], len(rows)], strict=True)))
 
 
 class Adapted(nn.Module):
@@ -60,8 +41,9 @@ class Adapted(nn.Module):
         self._mask: Tensor | None = None
         self._ran: set[str] = set()
         self._held: dict[str, Tensor] = {}  # inputs that a region has read
-        self._open: dict[tuple[int, int, int], Tree] = {}
-        self._front = self._deep = 0  # soft tokens now in front of the text: for all of f, for the blocks now running
+        self._open: dict[int, Opened] = {}
+        self._front = 0  # soft tokens in front of the text in all of f
+        self._deep: dict[int, Tensor] = {}  # block -> [b, m] bool, which of the m soft tokens in front of it its rows see
         self._hook()
 
     def twin(self) -> "Adapted":
@@ -71,6 +53,8 @@ class Adapted(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor], routes: Route | Sequence[Route | None] | None = None,
                 features: Tensor | None = None) -> Any:  # fmt: skip
         self.routes = list(routes) if isinstance(routes, Sequence) else [routes] * len(self.banks)
+        if len(self.routes) != len(self.banks):
+            raise InputError(f"the {len(self.banks)} banks need one route each, or one for all, got {len(self.routes)} routes")
         if self.tail_from:
             self.f.features = features
         return self.f(**inputs)
@@ -93,14 +77,18 @@ class Adapted(nn.Module):
         if first is not None:
             for depth, block in list(enumerate(blocks(self.f)[1]))[first:]:
                 now = [(i, s) for (i, d), s in deep.items() if d == depth]
-                block.register_forward_pre_hook(partial(self._prefix, now, depth == first), with_kwargs=True)
-            block.register_forward_hook(self._cut)
+                block.register_forward_pre_hook(partial(self._prefix, now, depth), with_kwargs=True)
+            block.register_forward_hook(partial(self._cut, depth))
         self.f.register_forward_pre_hook(self._enter, with_kwargs=True)
         self.f.register_forward_hook(self._leave, with_kwargs=True)
         self._expected = set(here)
 
     def _enter(self, f: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        self._ran, self._open, self._front, self._deep = set(), {}, 0, 0
+        self._ran, self._open, self._front, self._deep = set(), {}, 0, {}
+        dtype = next((p.dtype for p in f.parameters() if p.is_floating_point()), torch.float32)
+        for i, route in enumerate(self.routes):  # now, so that a checkpointed block gathers nothing and replays as it ran
+            if route is not None:
+                self._open[i] = Opened(self.banks[i], self.sources[i], route, dtype)
         self._mask, past = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         self._started = past is not None and past.get_seq_length() > 0
         for i in self._embedded:
@@ -111,7 +99,9 @@ class Adapted(nn.Module):
         if self.routes[i] is None:
             return kwargs
         if not kwargs.keys() & {"input_ids", "inputs_embeds"}:
-            raise InputError(f"{type(f).__name__} has no token embedding in front of which a prompt fits; use {{deep_prompt: {{}}, at: 'block[:1]'}}")
+            raise InputError(
+                f"{type(f).__name__} has no token embedding in front of which a prompt fits; use {{deep_prompt: {{}}, at: 'block[:1]'}}"
+            )
         x = kwargs.pop("inputs_embeds", None)
         x = f.get_input_embeddings()(kwargs.pop("input_ids")) if x is None else x
         mask = kwargs.get("attention_mask")
@@ -127,32 +117,34 @@ class Adapted(nn.Module):
         self._front, self._mask = self._front + (0 if self._started else m), longer
         return {**kwargs, **extra, "inputs_embeds": x, "attention_mask": longer}
 
-    def _prefix(self, now: list[tuple[int, Site]], first: bool, block: nn.Module, args: tuple[Any, ...],
+    def _prefix(self, now: list[tuple[int, Site]], depth: int, block: nn.Module, args: tuple[Any, ...],
                 kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:  # fmt: skip
         """Before a block: inserts (at the first) or replaces the soft tokens, and widens the masks that f made for l tokens."""
-        now = [(i, s) for i, s in now if self.routes[i] is not None]
-        if not now and not self._deep:
+        now, visible = [(i, s) for i, s in now if self.routes[i] is not None], self._deep.get(depth - 1)
+        if not now and visible is None:
             return args, kwargs
         if self._started:
             raise InputError("deep prompts do not work with a cache of keys and values: generate with use_cache=False")
         kwargs = dict(zip(signature(block.forward).parameters, args, strict=False)) | kwargs
         x = kwargs.pop("hidden_states")
-        old = x[:, self._deep :]
         if now:
+            old = x if visible is None else x[:, visible.shape[1] :]
             tokens, on = zip(*(self._tokens(i, site, old, self._rows_mask(old)) for i, site in now), strict=True)
-            self._visible = torch.cat([o[:, None].expand(-1, t.shape[1]) for t, o in zip(tokens, on, strict=True)], 1)
-            self._deep = self._visible.shape[1]
+            visible = torch.cat([o[:, None].expand(-1, t.shape[1]) for t, o in zip(tokens, on, strict=True)], 1)
             x = torch.cat([*tokens, old], 1)
-        widen = partial(_widen, m=self._deep, total=x.shape[1], visible=self._visible)
-        kwargs = {n: v if n == "past_key_values" else widen(v) for n, v in kwargs.items()}
-        if not self._visible.all() and not any(isinstance(v, Tensor) and v.ndim == 4 for v in kwargs.values()):
+        assert visible is not None
+        self._deep[depth] = visible  # kept until the next forward pass: a checkpointed block runs again
+        wider = partial(widen, m=visible.shape[1], total=x.shape[1], visible=visible)
+        kwargs = {n: v if n == "past_key_values" else wider(v) for n, v in kwargs.items()}
+        masked = any(isinstance(v, Tensor) and v.ndim == 4 for v in kwargs.values())
+        if not masked and (torch.compiler.is_compiling() or not visible.all()):
             if "attention_mask" not in signature(block.forward).parameters:
                 raise InputError(f"{type(block).__name__} takes no mask: rows with and without prompts cannot share a batch")
-            kwargs["attention_mask"] = _fresh_mask(block, x, self._visible)
+            kwargs["attention_mask"] = fresh_mask(block, x, visible)
         return (x,), kwargs
 
-    def _cut(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        m, self._deep = self._deep, 0
+    def _cut(self, depth: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        m = self._deep[depth].shape[1] if depth in self._deep else 0
         return output[:, m:] if isinstance(output, Tensor) else (output[0][:, m:], *output[1:])
 
     def _leave(self, f: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
@@ -178,9 +170,13 @@ class Adapted(nn.Module):
             for i, site in entries:
                 if self.banks[i].stage != stage or self.routes[i] is None:
                     continue
-                x = self._held.pop(site.key) if site.read else args[0]
+                x = self._held[site.key] if site.read else args[0]
                 dy = self._change(i, site, module, x, base[..., site.columns])
-                y = y + dy if not site.stop else torch.cat([y[..., : site.start], y[..., site.columns] + dy, y[..., site.stop :]], -1)
+                y = (
+                    y + dy
+                    if not site.stop
+                    else torch.cat([y[..., : site.start], y[..., site.columns] + dy, y[..., site.stop :]], -1)
+                )
         return y if isinstance(output, Tensor) else (y, *output[1:])
 
     # ---- what they add -------------------------------------------------------------------------------------------
@@ -210,94 +206,19 @@ class Adapted(nn.Module):
 
     def _spread(self, i: int, site: Site, at: At) -> Tensor:
         """dy of all rows: long runs of rows with the same slots share one product, the other rows gather theirs."""
-        route, delta = self.routes[i], self.banks[i].delta
+        route, bank, out = self.routes[i], self.banks[i], []
         assert route is not None
         if len(route.ids) != len(at.y):
             raise InputError(
                 f"the route has {len(route.ids)} rows, {site.key or 'f'} saw {len(at.y)}: beam search and num_return_sequences"
                 " enlarge the batch; repeat the ids of the route as often"
             )
-        matrix = type(delta).apply is Delta.apply  # it would build a matrix per row: one per run instead
-        parts: list[Tensor] = []
-        for start, stop, long in self._stretches(route, matrix):
-            rows = At(at.x[start:stop], at.y[start:stop], at.mask[start:stop], at.W, at.b, at.module)
-            parts.append(self._rows(i, site, rows, route, start, stop, long))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _stretches(self, route: Route, matrix: bool) -> list[tuple[int, int, bool]]:
-        if torch.compiler.is_compiling() or not route.runs:
-            return [(0, len(route.ids), False)]
-        out: list[tuple[int, int, bool]] = []
-        for start, stop in route.runs:
-            if matrix or stop - start >= LONG_RUN:
-                out.append((start, stop, True))
-            elif out and not out[-1][2]:
-                out[-1] = (out[-1][0], stop, False)
-            else:
-                out.append((start, stop, False))
-        return out
-
-    def _rows(self, i: int, site: Site, at: At, route: Route, start: int, stop: int, long: bool) -> Tensor:
-        bank = self.banks[i]
-        own = dict(self._opened(i, route, start, stop, long, at.y.dtype).get(site.key, {}))
-        keys = {n[4:]: own.pop(n) for n in list(own) if n.startswith("key.")}
-        mine = {n[5:]: own.pop(n) for n in list(own) if n.startswith("gate.")}
-        shared = self._opened(i, route, start, stop, long, at.y.dtype).get("", {})
-        ids = route.ids[start:stop]
-        w = None if route.w is None else route.w[start:stop]
-        return mix(bank.delta, bank.gate, own, shared, keys, mine, ids > 0, w, at, same=long)
-
-    def _opened(self, i: int, route: Route, start: int, stop: int, long: bool, dtype: torch.dtype) -> Tree:
-        """Per site: the tensors of a stretch's slots, [k, ...] for a run of equal rows, [b, k, ...] otherwise; once a forward."""
-        key = (i, start, stop)
-        if key not in self._open:
-            bank, tree = self.banks[i], {}  # type: tuple[Bank, Tree]
-            ids = route.ids[start] if long else route.ids[start:stop]
-            for name in bank.slot_tables:
-                prefix = "key." if name == "keys" else ""
-                _into(tree, self._gather(i, name, ids, dtype), prefix)
-            if route.who is not None and bank.tables["gate"].n:
-                who = route.who[start] if long else route.who[start:stop]
-                _into(tree, self._gather(i, "gate", who, dtype), "gate.")
-            if bank.tables["shared"].n:
-                one = torch.ones((), dtype=torch.long, device=route.ids.device)
-                _into(tree, self._gather(i, "shared", one, dtype), "")
-            self._open[key] = tree
-        return self._open[key]
-
-    def _gather(self, i: int, name: str, ids: Tensor, dtype: torch.dtype) -> Tree:
-        table: Table = self.banks[i].tables[name]
-        source = self.sources[i].get(name, table.data)
-        rows = source[ids]
-        return table.split(rows.to(dtype) if rows.is_floating_point() else rows)
-
-
-def _into(tree: Tree, more: Tree, prefix: str) -> None:
-    for site, names in more.items():
-        tree.setdefault(site, {}).update({prefix + n: t for n, t in names.items()})
-
-
-def _fresh_mask(block: nn.Module, x: Tensor, visible: Tensor) -> Tensor:
-    """The additive mask [b, 1, l, l] that f left out because every token was real."""
-    total, causal = x.shape[1], any(getattr(m, "is_causal", False) for m in block.modules())
-    seen = torch.ones(total, total, dtype=torch.bool, device=x.device)
-    columns = torch.nn.functional.pad(visible, (0, total - visible.shape[1]), value=True)
-    shown = (seen.tril() if causal else seen) & columns[:, None, None, :]
-    return torch.where(shown, 0.0, torch.finfo(x.dtype).min).to(x.dtype)
-
-
-def _widen(t: Any, m: int, total: int, visible: Tensor) -> Any:
-    """An attention mask [b, 1, l, l] or rotary tables [b, l, d] made for l tokens, for m soft tokens in front of them."""
-    if isinstance(t, tuple):
-        return tuple(_widen(part, m, total, visible) for part in t)
-    if not isinstance(t, Tensor) or t.ndim < 3 or t.shape[-2] + m != total:
-        return t
-    if t.ndim == 3:
-        return torch.cat([t[:, :1].expand(-1, m, -1), t], 1)
-    hidden = False if t.dtype is torch.bool else torch.finfo(t.dtype).min
-    shown = True if t.dtype is torch.bool else 0.0
-    front = torch.where(visible, torch.full_like(visible, shown, dtype=t.dtype), hidden)[:, None, None, :]
-    t = t.expand(len(visible), -1, -1, -1)
-    rows = torch.cat([t[:, :, :1], t], 2) if m == 1 else torch.cat([t[:, :, :1].expand(-1, -1, m, -1), t], 2)
-    return torch.cat([front.expand(-1, t.shape[1], total, -1), rows], 3)
-
+        parts = self._open[i].parts
+        sizes = [part.stop - part.start for part in parts]
+        split = zip(*(t.split(sizes) for t in (at.x, at.y, at.mask)), strict=True)
+        for part, rows in zip(parts, [(at.x, at.y, at.mask)] if len(parts) == 1 else split, strict=True):
+            own, keys, mine, shared = self._open[i].at(part, site.key, at.y.dtype)
+            on = None if part.full else route.ids[part.start : part.stop] > 0
+            w = None if route.w is None else route.w[part.start : part.stop]
+            out.append(mix(bank.delta, bank.gate, own, shared, keys, mine, on, w, At(*rows, *at[3:]), part.same))
+        return out[0] if len(out) == 1 else torch.cat(out)

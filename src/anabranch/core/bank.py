@@ -3,6 +3,7 @@
 All numbers of one slot lie in one row of one table, so a batch's slots are gathered, trained, stored and balanced as rows.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ class Table:
     """Rows of equal layout. ``data`` [rows, n]; row 0 stays zero: it stands for "none"."""
 
     def __init__(self, layout: Mapping[str, Mapping[str, torch.Size]], dtype: torch.dtype = torch.float32) -> None:
+        self.layout = {site: dict(names) for site, names in layout.items()}
         self.parts = [(site, name, shape) for site, names in layout.items() for name, shape in names.items()]
         self.sizes = [shape.numel() for _, _, shape in self.parts]
         self.data = torch.zeros(1, sum(self.sizes), dtype=dtype)
@@ -60,7 +62,13 @@ class Table:
         return tree
 
     def get(self, row: int) -> Tree:
-        return {s: {n: t[0] for n, t in names.items()} for s, names in self.split(self.data[row : row + 1]).items()}
+        """Copies: what was taken does not change when the row is trained on."""
+        return {s: {n: t.clone() for n, t in names.items()} for s, names in self.split(self.data[row]).items()}
+
+    def copy(self) -> "Table":
+        other = copy.copy(self)
+        other.data = other._room = self.data.clone()
+        return other
 
 
 def layout_of(tree: Tree) -> dict[str, dict[str, torch.Size]]:
@@ -69,7 +77,7 @@ def layout_of(tree: Tree) -> dict[str, dict[str, torch.Size]]:
 
 @dataclass
 class Bank:
-    """``tables``: own (trained), fixed.<dtype> (stored only), keys (a slot's gate key), gate (a task's gate tensors), shared."""
+    """``tables``: own (trained), fixed.<kind> (stored only), keys (a slot's gate key), gate (a task's gate tensors), shared."""
 
     delta: Delta
     gate: Gate
@@ -114,7 +122,8 @@ class Bank:
         for site, p in slot.items():
             for name, t in p.items():
                 fixed = name in self.delta.fixed or not t.is_floating_point()
-                table = "keys" if name.startswith("key.") else f"fixed.{str(t.dtype)[6:]}" if fixed else "own"
+                kind = "float" if t.is_floating_point() else str(t.dtype)[6:]
+                table = "keys" if name.startswith("key.") else f"fixed.{kind}" if fixed else "own"
                 out.setdefault(table, {}).setdefault(site, {})[name.removeprefix("key.")] = t
         return out
 
@@ -127,14 +136,17 @@ class Bank:
         return len(self.tables["own"]) - 1
 
     def add(self, slots: Sequence[Tree]) -> list[int]:
-        """Appends slots (as from ``fresh`` or ``take``); returns their ids."""
-        ids: list[int] = []
-        for name in self.slot_tables:
+        """Appends slots (as from ``fresh`` or ``take``); returns their ids. InputError, and no change, if one does not fit."""
+        divided, ids = [self.divide(slot) for slot in slots], list[int]()
+        layouts = {name: self.tables[name].layout for name in self.slot_tables}
+        for trees in divided:
+            if {name: layout_of(trees.get(name, {})) for name in (*layouts, *trees)} != layouts:
+                raise InputError("the slot does not fit this bank: its delta, gate, settings or sites are others")
+        for name in layouts:
             ids = list(self.tables[name].grow(len(slots)))
-        for i, slot in zip(ids, slots, strict=True):
-            divided = self.divide(slot)
-            for name in self.slot_tables:
-                self.tables[name].put(i, divided.get(name, {}))
+        for i, trees in zip(ids, divided, strict=True):
+            for name in layouts:
+                self.tables[name].put(i, trees.get(name, {}))
         return ids
 
     def add_gate(self, gates: Tree) -> int:
@@ -144,9 +156,16 @@ class Bank:
         return row
 
     def take(self, slot: int) -> Tree:
-        """A slot's tensors: {site: {name: tensor}}, keys as ``key.<name>``."""
-        if not 0 < slot <= len(self):
-            raise InputError(f"the bank has slots 1 to {len(self)}, got {slot}")
+        """A copy of a slot's tensors: {site: {name: tensor}}, keys as ``key.<name>``."""
+        self._check(slot)
+        return self._row(slot)
+
+    def _check(self, *slots: int) -> None:
+        for slot in slots:
+            if not 0 < slot <= len(self):
+                raise InputError(f"the bank has slots 1 to {len(self)}, got {slot}")
+
+    def _row(self, slot: int) -> Tree:
         tree: Tree = {}
         for table in self.slot_tables:
             for site, p in self.tables[table].get(slot).items():
@@ -155,6 +174,7 @@ class Bank:
 
     def remove(self, slots: Sequence[int]) -> dict[int, int]:
         """Drops slots; returns old id -> new id of those that stay."""
+        self._check(*slots)
         keep = [i for i in range(1, len(self) + 1) if i not in set(slots)]
         for name in self.slot_tables:
             self.tables[name].shrink(keep)
@@ -164,14 +184,12 @@ class Bank:
         """The bank as stored and served: each slot through ``delta.freeze``, floats in ``dtype``."""
         served = Bank(self.delta, self.gate, self.sites, {}, self.stage, self.routes)
         slots = []
-        for i in range(1, len(self) + 1):
+        for i in range(len(self) + 1):  # row 0 tells the layout
             slots.append({s: self.delta.freeze({n: t for n, t in p.items() if not n.startswith("key.")})
-                          | {n: t for n, t in p.items() if n.startswith("key.")} for s, p in self.take(i).items()})  # fmt: skip
-        if not slots:
-            return self
+                          | {n: t for n, t in p.items() if n.startswith("key.")} for s, p in self._row(i).items()})  # fmt: skip
         served.adopt(slots[0], {}, {})
-        served.tables["gate"], served.tables["shared"] = self.tables["gate"], self.tables["shared"]
-        served.add(slots)
+        served.tables |= {name: self.tables[name].copy() for name in ("gate", "shared")}
+        served.add(slots[1:])
         return served.to(dtype) if dtype else served
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Bank":

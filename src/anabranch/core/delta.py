@@ -76,29 +76,33 @@ class Delta(ABC):
         return p
 
 
-def mix(delta: Delta, gate: Gate, own: Params, shared: Params, keys: Params, mine: Params, on: Tensor, w: Tensor | None,
-        at: At, same: bool = False) -> Tensor:  # fmt: skip
+def mix(delta: Delta, gate: Gate, own: Params, shared: Params, keys: Params, mine: Params, on: Tensor | None,
+        w: Tensor | None, at: At, same: bool = False) -> Tensor:  # fmt: skip
     """``sum_k w_k(x) Delta_k(x)`` of b rows -> [b, l, d_out] (tokens [b, m, d] for door sequence).
 
     own, keys [b, k, ...] and the gate's mine [b, ...]; ``same``: all rows take the same slots, tensors come without b.
-    on [b, k] bool; w [b, k] multiplies the gate's weights. ``torch.where`` and never a product hides the slots that are
-    off: NaN times zero would reach other rows.
+    on [b, k] bool, None: every slot is on. w [b, k] multiplies the gate's weights. ``torch.where`` and never a product
+    hides the slots that are off: NaN times zero would reach other rows.
     """
-    k, lead = on.shape[1], None if same else 0
+    lead = None if same else 0
 
-    def one(own: Params, keys: Params, mine: Params, on: Tensor, x: Tensor, y: Tensor, mask: Tensor, *w: Tensor) -> Tensor:
-        row = At(x, y, mask, at.W, at.b, at.module)
-        if gate.plain and not w and k == 1:
-            return torch.where(on, delta.apply({n: t[0] for n, t in own.items()} | shared, row), 0.0)
-        weight = gate.weigh(mine, keys, row, on)
-        weight = keep(torch.where(on, weight, 0.0) * (w[0] if w else 1.0), gate.top)
+    def one(own: Params, keys: Params, mine: Params, x: Tensor, y: Tensor, mask: Tensor, *more: Tensor) -> Tensor:
+        row, rest = At(x, y, mask, at.W, at.b, at.module), iter(more)
+        on_k, w_k = (None if t is None else next(rest) for t in (on, w))
+        first = next(iter(own.values()))
+        if gate.plain and w_k is None and len(first) == 1:
+            out = delta.apply({n: t[0] for n, t in own.items()} | shared, row)
+            return out if on_k is None else torch.where(on_k, out, 0.0)
+        on_k = first.new_ones(len(first), dtype=torch.bool) if on_k is None else on_k
+        weight = torch.where(on_k, gate.weigh(mine, keys, row, on_k), 0.0)
+        weight = keep(weight if w_k is None else weight * w_k, gate.top)
         if gate.on == "params":
-            blended = delta.blend({n: torch.where(_like(on, t), t, 0) for n, t in own.items()}, weight)
-            return torch.where(on.any(), delta.apply(blended | shared, row), 0.0)
+            blended = delta.blend({n: torch.where(_like(on_k, t), t, 0) for n, t in own.items()}, weight)
+            return torch.where(on_k.any(), delta.apply(blended | shared, row), 0.0)
         out = vmap(lambda p: delta.apply(p | shared, row))(own)
-        return gate.combine(weight, torch.where(on[:, None, None], out, 0.0))
+        return gate.combine(weight, torch.where(on_k[:, None, None], out, 0.0))
 
-    rows = (own, keys, mine, on, at.x, at.y, at.mask, *(() if w is None else (w,)))
+    rows = (own, keys, mine, at.x, at.y, at.mask, *(t for t in (on, w) if t is not None))
     return vmap(one, in_dims=(lead, lead, lead, *[0] * (len(rows) - 3)))(*rows)
 
 

@@ -9,6 +9,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,12 @@ from anabranch.errors import InputError, nearest
 
 # Role -> endings of module paths, for BERT, DistilBERT, Llama-like, GPT-2-like, ViT and T5-like models.
 ROLES = {
-    "attention.query": r"(self|attention)\.(query|q_proj|q_lin)|(self_attn|attn)\.q_proj|Attention\.q|c_attn",
-    "attention.key": r"(self|attention)\.(key|k_proj|k_lin)|(self_attn|attn)\.k_proj|Attention\.k|c_attn",
-    "attention.value": r"(self|attention)\.(value|v_proj|v_lin)|(self_attn|attn)\.v_proj|Attention\.v|c_attn",
-    "attention.out": r"attention\.(output\.dense|out_lin|o_proj|out_proj)|self_attn\.(o_proj|out_proj)|attn\.c_proj|Attention\.o",
-    "mlp.gate": r"mlp\.gate_proj",
-    "mlp.in": r"intermediate\.dense|mlp\.(up_proj|c_fc|fc1)|ffn\.lin1|DenseReluDense\.wi",
+    "attention.query": r"(self|attention)\.(query|q_proj|q_lin)|(self_attn|attn)\.q_proj|(Self|EncDec)Attention\.q|c_attn",
+    "attention.key": r"(self|attention)\.(key|k_proj|k_lin)|(self_attn|attn)\.k_proj|(Self|EncDec)Attention\.k|c_attn",
+    "attention.value": r"(self|attention)\.(value|v_proj|v_lin)|(self_attn|attn)\.v_proj|(Self|EncDec)Attention\.v|c_attn",
+    "attention.out": r"attention\.(output\.dense|out_lin|o_proj|out_proj)|self_attn\.(o_proj|out_proj)|attn\.c_proj|(Self|EncDec)Attention\.o",
+    "mlp.gate": r"mlp\.gate_proj|DenseReluDense\.wi_0",
+    "mlp.in": r"intermediate\.dense|mlp\.(up_proj|c_fc|fc1)|ffn\.lin1|DenseReluDense\.wi(_1)?",
     "mlp.out": r"(?<!attention\.)output\.dense|mlp\.(down_proj|c_proj|fc2)|ffn\.lin2|DenseReluDense\.wo",
     "norm": r"[^.]*([lL]ayer_?[nN]orm|norm|ln_)[^.]*",
     "embedding": r"embeddings|embed_tokens|wte",
@@ -84,9 +85,10 @@ class Site:
 
 
 def blocks(f: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The path and list of f's blocks: its longest ModuleList of equal modules."""
+    """The path and list of f's blocks: its longest ModuleList of equal modules that is not inside another (experts are)."""
     lists = [(n, m) for n, m in f.named_modules() if isinstance(m, nn.ModuleList) and len({type(c) for c in m}) == 1]
-    return max(lists, key=lambda nm: len(nm[1]), default=("", nn.ModuleList()))
+    outer = [(n, m) for n, m in lists if not any(n.startswith(o + ".") and len(c) > 1 for o, c in lists)]
+    return max(outer, key=lambda nm: len(nm[1]), default=("", nn.ModuleList()))
 
 
 def find(f: nn.Module, at: str | Iterable[str]) -> list[Site]:
@@ -97,10 +99,12 @@ def find(f: nn.Module, at: str | Iterable[str]) -> list[Site]:
     pattern, _, cut = at.partition("[")
     prefix, stack = blocks(f)
     read, arrow, write = pattern.partition("->")
-    names = [n for n, _ in f.named_modules()]
+    names = [n for n, _ in f.named_modules() if n]
     if arrow:
-        pairs = list(zip(matching(names, read, prefix), matching(names, write, prefix), strict=False))
-        sites = [region(f, r, w, prefix, len(stack)) for r, w in pairs]
+        reads, writes = matching(names, read, prefix), matching(names, write, prefix)
+        if len(reads) != len(writes):
+            raise InputError(f"{at!r} reads at {len(reads)} modules and writes at {len(writes)}; give each one its partner")
+        sites = [region(f, r, w, prefix, len(stack)) for r, w in zip(reads, writes, strict=True)]
     else:
         role = pattern if pattern in (*ROLES, "block", "output") else ""
         sites = [site(f, n, role, prefix, len(stack)) for n in matching(names, pattern, prefix)]
@@ -184,6 +188,8 @@ def tail(f: nn.Module, k: int) -> nn.Module:
     _, stack = blocks(short)
     if not 0 <= k <= len(stack):
         raise InputError(f"f has {len(stack)} blocks, got tail({k})")
+    if k and "position_bias" in signature(stack[0].forward).parameters:  # T5's first block makes it for all the others
+        raise InputError(f"the blocks of {type(f).__name__} hand on more than hidden states: run all of f, without a tail")
     short.features = None
 
     def skip(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:

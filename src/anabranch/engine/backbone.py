@@ -139,7 +139,9 @@ def _pool(folder: Path, causal: bool) -> str:
     declared = folder / "1_Pooling" / "config.json"
     if declared.is_file():
         config: Mapping[str, Any] = json.loads(declared.read_text(encoding="utf-8"))
-        return next((p for p, key in (("cls", "pooling_mode_cls_token"), ("last", "pooling_mode_lasttoken")) if config.get(key)), "mean")
+        return next(
+            (p for p, key in (("cls", "pooling_mode_cls_token"), ("last", "pooling_mode_lasttoken")) if config.get(key)), "mean"
+        )
     return "last" if causal else "mean"
 
 

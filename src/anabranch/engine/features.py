@@ -66,7 +66,7 @@ class Features:
             found = self._read(path)
             if found is None:
                 size = len(units) * self.length(units[0]) * self.backbone.d * self.backbone.dtype.itemsize
-                keep = 0 < self.tail and used + size <= self.disk
+                keep = self.tail > 0 and used + size <= self.disk
                 found = self._compute(units, hidden if keep else None)
                 write_tensors(path, found)
                 used += size * keep

@@ -49,9 +49,7 @@ def probe(job: Job, features: Features) -> tuple[Head, float]:
     outputs, size = kind.width(features.backbone.d)
     if not outputs:
         return {}, 0.0
-    train, valid = (
-        (p, job.counts(features, p.units)) for p in (job.parts["train"], job.parts["valid"])
-    )
+    train, valid = ((p, job.counts(features, p.units)) for p in (job.parts["train"], job.parts["valid"]))
     x, z = inputs(job, train[0].units, view, train[1]), inputs(job, valid[0].units, view, valid[1])
     head: Head = {"W": torch.zeros(outputs, size), "b": torch.zeros(outputs)}
     best, least, strength = head, float("inf"), PENALTIES[0]

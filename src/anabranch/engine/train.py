@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from anabranch.core.adapt import Adapted, Route
+from anabranch.core.adapt import Adapted
 from anabranch.core.bank import Bank
+from anabranch.core.route import Route
 from anabranch.engine.cache import digest, read_tensors, write_tensors
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, Part, apply
-from anabranch.engine.linear import View, answers, measure, outputs, rounded, settle
-from anabranch.task.kind._base import Post
+from anabranch.engine.linear import View, answers, measure, outputs, rounded
 
 ROWS, TOKENS, WARM = 32, 8192, 0.1  # rows of one task in a step; tokens of all in a step; share of steps to full rate
 HEAD_LR = 5e-3
@@ -118,7 +118,9 @@ class Learner:
 class Trainer:
     """Trains slots of ``banks`` (their delta's settings; the slots themselves live with the learners until done)."""
 
-    def __init__(self, features: Features, banks: Sequence[Bank], rates: Sequence[float], folder: Path, seed: int, patience: int = 3) -> None:
+    def __init__(
+        self, features: Features, banks: Sequence[Bank], rates: Sequence[float], folder: Path, seed: int, patience: int = 3
+    ) -> None:
         self.features, self.banks, self.rates = features, list(banks), list(rates)
         self.folder, self.seed, self.patience = folder, seed, patience
         self.adapted = Adapted(features.backbone.f, self.banks, features.tail)
@@ -227,7 +229,7 @@ class Trainer:
             entry |= {"valid": now[0], "valid_loss": loss}
         learner.curve.append(entry)
         if now > learner.best_score or not len(valid):
-            learner.best, learner.best_score = dict(learner.theta), now
+            learner.best, learner.best_score = {n: t.clone() for n, t in learner.theta.items()}, now
         write_tensors(self.file(job, key), learner.state(), learner.note())
 
     def done(self, learner: Learner) -> bool:
@@ -235,7 +237,9 @@ class Trainer:
         stale = len(scores) - 1 - max(range(len(scores)), key=scores.__getitem__) if scores else 0
         return learner.epoch >= learner.epochs or stale >= self.patience
 
-    def run(self, jobs: Sequence[tuple[Job, Head, int, str]], progress: Callable[[Learner], None] = lambda _: None) -> Iterator[Learner]:
+    def run(
+        self, jobs: Sequence[tuple[Job, Head, int, str]], progress: Callable[[Learner], None] = lambda _: None
+    ) -> Iterator[Learner]:
         """Trains (job, head, epochs, key) to their ends and yields them as they finish; a finished task's place goes to the next."""
         waiting = [*reversed(jobs)]
         active: list[tuple[Learner, str, list[list[int]]]] = []

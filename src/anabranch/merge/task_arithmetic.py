@@ -17,8 +17,6 @@ promises = frozenset({"order", "scale"})
 neutral = {"scale": 1.0}
 
 
-def task_arithmetic(
-    rows: Tensor, site: Any = None, whole: Mapping[str, Any] | None = None, *, scale: Positive = 0.4
-) -> Tensor:
+def task_arithmetic(rows: Tensor, site: Any = None, whole: Mapping[str, Any] | None = None, *, scale: Positive = 0.4) -> Tensor:
     """rows [t, *shape] -> [*shape]."""
     return scale * rows.sum(0)

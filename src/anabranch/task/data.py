@@ -156,7 +156,7 @@ def splits(
     for split, share in (("test", shares["test"]), ("valid", shares["valid"])):
         if split == "valid" and spec.limit:
             rows["train"] = limited(rows["train"], spec.limit, Random(f"{seed}/{name}/limit"))
-        given = pools.get(split, Rows([], None, None, None, []))
+        given = pools.get(split, rows["train"].take([]))
         rows[split] = given.take([i for i, label in enumerate(given.label) if label is not None])
         if not len(rows[split]) and share:
             if len(given):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anabranch.errors import InputError, nearest
-from anabranch.task.read import Report, Table
+from anabranch.task.read import Report, Table, is_sound
 from anabranch.task.source import several, text_of
 
 MANY = 20  # more different whole numbers than this are a target, not class names
@@ -47,9 +47,12 @@ def listed(value: Any, separator: str | None) -> list[Any]:
     """A list, also from a CSV cell: as JSON, or split at ``separator`` (None: white space)."""
     if isinstance(value, str) and value.startswith("["):
         try:
-            return list(json.loads(value))
+            found = list(json.loads(value))
         except (ValueError, RecursionError):
             raise InputError(f"expected a JSON list, got {value!r:.60}") from None
+        if "\\u" in value and not is_sound(found):
+            raise InputError("half of a character: \\ud800 to \\udfff come in pairs")
+        return found
     if isinstance(value, str):
         return [part.strip() for part in value.split(separator)] if value.strip() else []
     return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
@@ -61,6 +64,10 @@ def parted(value: Any, separator: str | None, otherwise: Any) -> Any:
         return listed(value, separator)
     except InputError:
         return otherwise
+
+
+def choices_of(row: dict[str, Any], column: str | list[str]) -> list[Any]:
+    return parted(row.get(column), "|", []) if isinstance(column, str) else [row.get(one) for one in column]
 
 
 def number(value: Any) -> float | None:
@@ -101,7 +108,10 @@ def infer_kind(values: list[Any], cols: dict[str, Any], table: Table, declared: 
     if corpus:
         return "retrieve"
     if cols["choices"]:
-        return "choice"
+        rows = [(value, choices_of(row, cols["choices"])) for row, value in zip(table.rows, values, strict=True)]
+        fitting = sum(value in choices or number(value) in range(len(choices)) for value, choices in rows)
+        if 2 * fitting >= len(known):  # some may be wrong, to be told; all wrong is a column that only sounds alike
+            return "choice"
     if isinstance(cols["label"], list):
         return "multilabel" if numbers <= {0, 1} else "regress"
     if cols["tokens"]:
@@ -233,11 +243,9 @@ def encode(
                 item[role] = [text_of(token) for token in listed(cell, None)]
                 item["text"] = item["text"] if cols["text"] else " ".join(item[role])
             if has[role := "choices"]:
-                column = cols[role]
-                cells = listed(row.get(column), "|") if isinstance(column, str) else [row.get(one) for one in column]
-                item[role] = [text_of(cell) for cell in cells]
-                if len(cells) < 2:
-                    raise InputError(f"expected two choices or more, got {len(cells)}")
+                item[role] = [text_of(cell) for cell in choices_of(row, cols[role])]
+                if len(item[role]) < 2:
+                    raise InputError(f"expected two choices or more, got {len(item[role])}")
             role = "label"
             item[role] = None if value is None else space.code(value, item)
         except InputError as error:

@@ -137,7 +137,10 @@ def spread(name: str, truth: Sequence[Any], a: tuple[Any, Any], b: tuple[Any, An
     for _ in range(times):
         ids = rng.integers(0, n, n)
         cut = [truth[i] for i in ids]
-        each = [score(name, cut, [p[i] for i in ids], None if s is None else np.asarray(s)[ids], labels) for p, s in filter(None, (a, b))]
+        each = [
+            score(name, cut, [p[i] for i in ids], None if s is None else np.asarray(s)[ids], labels)
+            for p, s in filter(None, (a, b))
+        ]
         values.append(each[0] - (each[1] if b else 0.0))
     return float(np.std(values))
 

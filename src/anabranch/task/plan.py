@@ -20,7 +20,7 @@ from pydantic import (
 
 from anabranch.core.names import check, every, find
 from anabranch.errors import InputError, nearest
-from anabranch.task.read import SPLITS, PlacedError, data_files, is_hub_id, is_saved, read_text, shown, suffix
+from anabranch.task.read import SPLITS, PlacedError, data_files, is_hub_id, is_saved, is_sound, read_text, shown, suffix
 from anabranch.types import Count, Fraction, Positive
 
 KINDS = {
@@ -62,7 +62,13 @@ def task_name(name: str) -> str:
     return name
 
 
-Words = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v)]
+def path_word(word: str) -> str:
+    if "\0" in word or not is_sound(word):
+        raise InputError(f"{word!r} cannot be a path")
+    return word
+
+
+Words = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v), AfterValidator(path_word)]
 
 
 class Strict(BaseModel):

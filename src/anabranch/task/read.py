@@ -202,7 +202,7 @@ def read_jsonl(text: str, source: str, report: Report) -> Table:
                 else:
                     yield line, row
 
-    return table_of(objects(), source, report)
+    return table_of(objects(), text, source, report)
 
 
 def read_json(text: str, source: str, report: Report) -> Table:
@@ -231,14 +231,18 @@ def read_json(text: str, source: str, report: Report) -> Table:
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
 
     try:
-        return table_of(objects(), source, report)
+        return table_of(objects(), text, source, report)
     except json.JSONDecodeError as error:
         raise PlacedError(f"broken JSON: {error.msg}", source, error.lineno, error.colno) from None
 
 
-def table_of(objects: Iterator[tuple[int, Any]], source: str, report: Report) -> Table:
+def table_of(objects: Iterator[tuple[int, Any]], text: str, source: str, report: Report) -> Table:
     rows, lines = [], []
+    escapes = "\\ud" in text or "\\uD" in text
     for line, row in objects:
+        if escapes and not is_sound(row):
+            report(PlacedError("half of a character: \\ud800 to \\udfff come in pairs", source, line))
+            continue
         if not isinstance(row, dict):
             got = json.dumps(row)[:60]
             report(PlacedError(f'expected an object such as {{"text": ..., "label": ...}}, got {got}', source, line))
@@ -249,6 +253,14 @@ def table_of(objects: Iterator[tuple[int, Any]], source: str, report: Report) ->
 
 
 READERS = {".csv": read_csv, ".tsv": read_tsv, ".json": read_json, ".jsonl": read_jsonl}
+
+
+def is_sound(value: Any) -> bool:
+    """False if a string in it holds half of a character, as JSON may: no tokenizer and no file would take it."""
+    try:
+        return bool(json.dumps(value, ensure_ascii=False).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def read_parquet(path: Path) -> Table:

@@ -17,6 +17,7 @@ from anabranch.task.read import (
     data_files,
     is_hub_id,
     is_saved,
+    is_sound,
     read_hub,
     read_saved,
     read_table,
@@ -81,7 +82,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         meta = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise PlacedError(f"broken JSON: {error.msg}", shown(path), error.lineno, error.colno) from None
-    if not isinstance(meta, dict):
+    if not isinstance(meta, dict) or not is_sound(meta):
         raise PlacedError('expected an object such as {"kind": "classify", "labels": [...]}', shown(path), 1)
     if meta.get("targets") is not None and not isinstance(meta["targets"], list):
         raise PlacedError(f"targets is a list of names, got {meta['targets']!r:.60}", shown(path))
@@ -147,16 +148,9 @@ def read_corpus(file: str, report: Report) -> dict[str, str]:
 
 def text_of(value: Any) -> str:
     """A cell as text; missing is empty."""
-    if isinstance(value, str) and value.isascii():
-        return value
     if isinstance(value, (list, dict, bytes)):
         raise InputError(f"expected text, got {value!r:.60}")
-    text = "" if value is None else str(value)
-    try:
-        text.encode()  # a tokenizer would fail on it, long after its line is forgotten
-    except UnicodeEncodeError as error:
-        raise InputError(f"half of a character (a lone surrogate) at position {error.start}") from None
-    return text
+    return value if isinstance(value, str) else "" if value is None else str(value)
 
 
 def pick(role: str, table: Table, taken: Iterable[str] = ()) -> str | None:

@@ -27,10 +27,12 @@ def fold(text: str) -> str:
 
 def inputs(rows: Rows) -> list[tuple[str, ...]]:
     """The whole input of each row as a key, text first; case and white space do not count."""
-    second = rows.text_b or [""] * len(rows)
-    choices: list[list[str]] = rows.choices or [[]] * len(rows)
-    parts = zip(rows.text, second, choices, strict=True)
-    return [(fold(text), fold(text_b), *map(fold, rest)) for text, text_b, rest in parts]
+    keys: list[tuple[str, ...]] = [(fold(text),) for text in rows.text]
+    if rows.text_b is not None:
+        keys = [(*key, fold(text)) for key, text in zip(keys, rows.text_b, strict=True)]
+    if rows.choices is not None:
+        keys = [(*key, *map(fold, choices)) for key, choices in zip(keys, rows.choices, strict=True)]
+    return keys
 
 
 def classes(label: Any) -> set[int]:
@@ -102,7 +104,8 @@ def hold_out(rows: Rows, share: float, rng: Random) -> tuple[Rows, Rows]:
         inside = [set().union(*(classes(rows.label[i]) for i in unit)) for unit in units]
         left = Counter(index for indices in inside for index in indices)
         held: list[int] = []
-        most, wanted = max(1, 2 * share * len(rows)), min(sum(quota.values()), len(units) - 1)
+        wanted = min(sum(quota.values()), len(units) - 1)
+        most = max(1, 2 * share * len(rows))  # a text of more rows than this stays: it would be all of what is held out
         for strict in (True, False):  # what a stratum could not give, the others do
             for n, unit in enumerate(units):
                 known = all(rows.label[i] is not None for i in unit)

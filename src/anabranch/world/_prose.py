@@ -24,7 +24,7 @@ class Doc(NamedTuple):
     """A docstring's parts. Sentences still carry the marks above; ``plain`` takes them off."""
 
     later: tuple[str, ...]  # sentences of the paragraphs after the first and of the notes
-    about: tuple[str, ...]  # sentences about the parameters and what comes back
+    about: tuple[str, ...]  # sentences about the parameters and what comes back, where the docs mark something as code
     sections: frozenset[str]
 
 
@@ -46,8 +46,9 @@ def parse(doc: str) -> Doc:
     blocks = list(_blocks(doc))
     sections = frozenset(name for name, _ in blocks if name) | ({"examples"} if ">>>" in doc else frozenset())
     first = next((i for i, (name, _) in enumerate(blocks) if not name), -1)
-    prose = [text for i, (name, text) in enumerate(blocks) if name in QUERY and i != first and _is_prose(text)]
+    prose = [text for i, (name, text) in enumerate(blocks) if name in QUERY and i != first and _is_prose(text)][:8]
     items = [item for name, text in blocks if name in ("parameters", "returns") for item in _described(text)]
+    items = [item for item in items if re.search("[`*]", item)]  # the others mark nothing
     whole = [re.sub(r"[^.!?]*\Z", "", text) if text.count(".") else "" for text in prose]  # a formula ends the rest
     later, about = (tuple(s for text in texts for s in sentences(text) if s) for texts in (whole, items))
     return Doc(later, about, sections - {"other"})
@@ -56,7 +57,7 @@ def parse(doc: str) -> Doc:
 def stands_alone(sentence: str) -> bool:
     """Whether a sentence says something without the one before it."""
     words = plain(sentence).split()
-    return 7 <= len(words) <= 60 and not _LEANS.match(plain(sentence))
+    return 7 <= len(words) <= 60 and not _LEANS.search(plain(sentence))
 
 
 def plain(text: str) -> str:
@@ -90,7 +91,7 @@ def _blocks(doc: str) -> Iterator[tuple[str, str]]:
             section = "other"
         elif field:
             section = SECTIONS.get(field[1], "parameters" if field[1] == "type" else SECTIONS["returns"])
-            paragraph = [line[field.end() :]] if field[1] not in ("type", "rtype") else []
+            paragraph = [f"{field[1]} (): {words[field.end() :]}"] if field[1] not in ("type", "rtype") else []
         elif words.startswith(".. ") and "::" in words and not re.match(r"\.\. (note|warning|seealso)::", words):
             skip = indent
         elif words.startswith(">>>"):
@@ -103,12 +104,13 @@ def _blocks(doc: str) -> Iterator[tuple[str, str]]:
 
 def _without_signature(doc: str) -> str:
     """Without the lines ``name(a, b) -> c`` with which C functions begin."""
-    return re.sub(r"\A\s*(?:[\w.]+\([^\n]*\)\s*(?:->[^\n]*)?\n(?:--\n)?\s*)+", "", re.sub(r"\A\w+\([^)]*\)\n--\n", "", doc) + "\n").strip("\n")
+    doc = re.sub(r"\A\w+\([^)]*\)\n--\n", "", doc)  # the head that gives a C function its __text_signature__
+    return re.sub(r"\A\s*(?:[\w.]+\([^\n]*\)\s*(?:->[^\n]*)?\n\s*)+", "", doc + "\n").strip("\n")
 
 
 def _is_prose(text: str) -> bool:
     first = text.split("\n")[0]
-    return not re.match(r"\s{2,}|[-*+|•>#]|\d+[.)]|\(?[a-z0-9]\)|\.\.|[@:]", first) and "\n    " not in text
+    return not re.match(r"\s{2,}|\s*[-*+|•>#]|\d+[.)]|\(?[a-z0-9]\)|\.\.|[@:]", first) and "\n    " not in text
 
 
 def _described(text: str) -> Iterator[str]:
@@ -128,18 +130,20 @@ _STEPS = [(re.compile(pattern, flags), new) for pattern, new, flags in (
     (r"\\\\", r"\\", 0),
     (r"\\([*_|`])", r"\1", 0),
     (r"🤗\s*", "", 0),
-    (r"\s*\[(?:#?\w{1,12}\]_|\d+\])", "", 0),  # footnotes
-    (r"(?::math:`|\$)([\w+*/=<>() .,-]{1,24})[`$]", r"\1", 0),
+    (r"\s*\[#?\w{1,12}\]_|\s+\[\d+\]", "", 0),  # footnotes
+    (r":math:`([\w+*/=<>() .,-]{1,24})`", r"\1", 0),
+    (r"\$([\w+*/=<>() .,-]{1,24})\$", r"\1", 0),
     (r":[\w:]+:`+([^`<]+?)\s*<[^`>]*>`+", "\x01\\1\x02", 0),  # roles with a title
-    (r":[\w:]+:`+[~!]?(?:[\w.]+\.)?([^`.]+?)`+", "\x01\\1\x02", 0),
+    (r":[\w:]+:`+[~!]?(?:[\w.]*\.)?([^`.]+?)`+", "\x01\\1\x02", 0),
     (r"`([^`<]+?)\s*<[^`>]*>`_+", r"\1", 0),  # links
     (r"\[`+([^`]+)`+\](?:\([^)\s]*\))?", "\x01\\1\x02", 0),
     (r"\[([^\]]+)\]\([^)\s]*\)", r"\1", 0),
     (r"<?https?://[^\s>]+>?", "", 0),
     (r"`{1,3}[~!]?([^`]+?)`{1,3}_?_?", "\x01\\1\x02", 0),
     (r"(?<!\w)\*\*(\w[^*]*)\*\*(?!\w)", r"\1", 0),
-    (r"(?<!\w)\*([A-Za-z_]\w*)\*(?!\w)", "\x01\\1\x02", 0),
-    (r"(?<![\w'])(['\"])([\w.+-]{1,24})\1(?!\w)", "\x01'\\2\x02", 0),
+    (r"(?<!\w)\*([A-Za-z_][\w.]*)\*(?!\w)", "\x01\\1\x02", 0),
+    (r"(?<!\w)\*([^*\s][^*]{0,60})\*(?!\w)", r"\1", 0),
+    (r"(?<![\w'])'([\w.+-]{1,24})'(?!\w)", "\x01'\\1\x02", 0),
     (r"[“”\"]", "", 0),
     (r"\x01['\"]([^\x01\x02'\"]*)['\"]\x02", "\x01'\\1\x02", 0),
     (r"\x01\s*\x01('?[^\x01\x02]*)\x02\s*\x02", "\x01\\1\x02", 0),
@@ -149,14 +153,19 @@ _STEPS = [(re.compile(pattern, flags), new) for pattern, new, flags in (
     (r"\(\s*\)", "", 0),
     (r"(?<!\.)\.\.$", ".", 0),
 )]  # fmt: skip
-_STOP = re.compile(r"(?<=[.!?])[)\x02]?\s+(?=[A-Z(\x01])")
+_STOP = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][)\x02]))\s+(?=[A-Z(\x01])")
 _ABBREVIATED = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|cf|al|resp|approx|Fig|Eq|Ref|Sec|No|Dr|Prof|St|[A-Z])\.)$")
-_ODD = re.compile(r"[`{}\\|$@#^_=~]{2}|[`{}\\|$@\[\]]|%\(|::|>>|<-|->|==|\.\.\.\.|\b(?:deprecated|TODO|FIXME|versionadded)\b|^default|\bthis pep\b", re.I)
-_CUT = re.compile(r"(?:\b(?:in|see|by|from|of|the|like|and|or|with|using)|[-–—(]) ?\.$|\bsee, |\b(?:in|by|from|of) ,", re.I)
+_ODD = re.compile(  # what is left of code, formulas, templates and tables
+    r"[#^_=~]{2}|[`{}\\|$@\[\]]|%\(|::|>>|<-|->|\.\.\.\.|^default|\b(?:deprecated|TODO|FIXME)\b", re.I
+)
+_CUT = re.compile(  # a footnote, a formula or a list stood there
+    r"(?:\b(?:in|see|by|from|of|the|like|and|or|with|using|as)|[-–—(:,]) ?\.?$|\bsee, |\b(?:in|by|from|of) ,", re.I
+)
+_CODE_WORDS = re.compile(r"[\w.+/'-]{1,40}(?: [\w.'-]{1,20}){0,2}|\w+\(\)|\w{1,16} ?=[=<>]? ?[\w.'-]{1,12}")
 _LEANS = re.compile(
-    r"(?:otherwise|however|therefore|thus|also|hence|but|and|so|then|or|for (?:example|instance|more)|in this case|see|if not|"
-    r"new in|added in|changed in|version|instead|alternatively|similarly|likewise|as (?:above|before)|the (?:above|former|latter)|"
-    r"here|where|note:|refer|please|use) ?\b",
+    r"^(?:otherwise|however|therefore|thus|also|hence|but|and|so|then|or|for (?:example|instance|more)|in this case|"
+    r"if not|new in|added in|changed in|version|instead|alternatively|similarly|likewise|as (?:above|before)|here|"
+    r"where|note:|the (?:above|former|latter)|please|use)\b|\b(?:see|refer)\b",
     re.I,
 )
 
@@ -177,12 +186,10 @@ def sentences(paragraph: str) -> Iterator[str | None]:
 
 
 def _sentence(text: str) -> str | None:
-    if text.count("\x01") != text.count("\x02") or text.endswith((":", ",")) or not re.search(r"[a-z]", text) or _CUT.search(plain(text)):
-        return None
-    if any(not re.fullmatch(r"[\w.+/'-]{1,40}(?: [\w.'-]{1,20}){0,2}|\w+\(\)|\w{1,16} ?=[=<>]? ?[\w.'-]{1,12}", code)
-           for code in CODE.findall(text)):  # fmt: skip
-        return None
     bare = plain(text)
-    if _ODD.search(bare) or sum(c.isalpha() or c == " " for c in bare) < 0.85 * len(bare):
+    even = all(text.count(a) == text.count(b) for a, b in ("\x01\x02", "()"))
+    simple = all(map(_CODE_WORDS.fullmatch, CODE.findall(text)))
+    letters = sum(c.isalpha() or c == " " for c in bare) >= 0.85 * len(bare)
+    if not (even and simple and letters) or not re.search(r"[a-z]", bare) or _ODD.search(bare) or _CUT.search(bare):
         return None
     return text if text.endswith((".", "!", "?")) else text.rstrip(";") + "."

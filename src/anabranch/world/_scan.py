@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import platform
 import re
 import sysconfig
@@ -30,7 +31,7 @@ PYTHON = "python"
 _VENDORED = {"externals", "external", "extern", "third_party", "vendor", "vendored", "packages"}
 _TESTS = {"test", "tests", "testing", "conftest", "benchmarks", "examples", "setup"}
 _TOOLS = {"site-packages", "dist-packages", "idlelib", "lib2to3", "turtledemo", "ensurepip", "distutils", "encodings"}
-_HIDDEN = {"core", "internals", "impl", "compat"}  # private by custom, although without an underscore
+_PRIVATE = re.compile(r"_.*|core|internals?|impl|.*compat")  # the latter by custom, although without an underscore
 
 
 class Function(NamedTuple):
@@ -65,7 +66,7 @@ def version(library: str, folder: Path) -> str:
         return platform.python_version()
     if installed().get(library) == folder:
         return importlib.metadata.version(library)
-    return digest(*(text for file in files(folder) for text in (file.relative_to(folder).as_posix(), file.read_bytes())))
+    return digest(*(part for f in files(folder) for part in (f.relative_to(folder).as_posix(), f.read_bytes())))
 
 
 def digest(*parts: object) -> str:
@@ -76,22 +77,27 @@ def digest(*parts: object) -> str:
 
 def files(folder: Path) -> list[Path]:
     """The Python files below ``folder``, without tests, vendored copies and tools, in an order of their names."""
-    dropped = _TESTS | _VENDORED | _TOOLS
-    return sorted(f for f in folder.rglob("*.py") if not dropped & {f.stem, *f.relative_to(folder).parts[:-1]})
+    dropped = _TESTS | _VENDORED | _TOOLS | {"__pycache__"}
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = set(folders) - dropped
+        found += [Path(place, name) for name in names if name.endswith(".py") and name[:-3] not in dropped]
+    return sorted(found)
 
 
 def scan(library: str, folder: Path, *, seed: int) -> Iterator[list[Function]]:
     """The documented public functions of the library at ``folder``, file by file in an order drawn by ``seed``.
 
-    A file is parsed when its turn comes: stop early and the rest costs nothing. A file that does not parse is passed over.
+    A file is parsed when its turn comes: stop early and the rest costs nothing. One that does not parse is passed over.
     """
     prefix = folder.parent if (folder / "__init__.py").exists() else folder  # the standard library is not a package
     paths = {".".join(f.relative_to(prefix).with_suffix("").parts).removesuffix(".__init__"): f for f in files(folder)}
     reexports = _reexports(paths)
+    imported = {module for module, _ in reexports.named} | set(reexports.starred)
     for name in sorted(paths, key=lambda n: digest(seed, library, n)):
-        if module := _module(name, paths[name]):
-            place = paths[name].relative_to(prefix).as_posix()
-            yield [Function(library, place, *found) for found in _functions(module, reexports)]
+        worth = name in imported or not _hidden(name) or re.search(rb"^add_\w+\(", paths[name].read_bytes(), re.M)
+        if worth and (module := _module(name, paths[name])):
+            yield list(_functions(module, library, paths[name].relative_to(prefix).as_posix(), reexports))
 
 
 def _module(name: str, file: Path) -> Module | None:
@@ -109,7 +115,7 @@ def _module(name: str, file: Path) -> Module | None:
     exports: set[str] | None = None
     for node in body:
         match node:
-            case ast.Assign(targets=[ast.Name("__all__")], value=value) | ast.AugAssign(ast.Name("__all__"), _, value):
+            case ast.Assign([ast.Name("__all__")], value) | ast.AugAssign(ast.Name("__all__"), _, value):
                 exports = None if (more := _strings(value)) is None else (exports or set()) | more
             case ast.Expr(ast.Call(ast.Attribute(ast.Name("__all__")))):  # __all__.extend(other.__all__)
                 exports = None
@@ -138,7 +144,7 @@ class Reexports(NamedTuple):
 
 
 def _reexports(paths: dict[str, Path]) -> Reexports:
-    """Who imports what from where, read from the files that gather names: each ``__init__``, ``api`` and whatever one of
+    """Who imports what from where, in the files that gather names: each ``__init__`` and ``api``, and whatever one of
     them imports ``*`` from, where that gathers in turn."""
     known = Reexports(defaultdict(set), defaultdict(set))
     todo = [name for name, file in paths.items() if file.stem in ("__init__", "api")]
@@ -163,6 +169,11 @@ def _reexports(paths: dict[str, Path]) -> Reexports:
     return known
 
 
+def _hidden(module: str) -> bool:
+    """Private, or too deep to be meant for users."""
+    return module.count(".") > 2 or any(map(_PRIVATE.fullmatch, module.split(".")))
+
+
 def _public(module: Module, name: str, reexports: Reexports) -> str | None:
     """The shortest public name of what ``module`` defines as ``name``."""
     open_ = module.name.count(".") < 2 or module.file.stem == "__init__"
@@ -173,68 +184,69 @@ def _public(module: Module, name: str, reexports: Reexports) -> str | None:
         if (place, alias) in seen or alias.startswith("_"):
             continue
         seen.add((place, alias))
-        if visible and place.count(".") < 3 and not any(p[0] == "_" or p in _HIDDEN for p in place.split(".")):
+        if visible and not _hidden(place):
             found.append(f"{place}.{alias}")
         todo += [(*importer, True) for importer in reexports.named.get((place, alias), ())]
         todo += [(importer, alias, True) for importer in reexports.starred.get(place, ()) if visible]
     return min(found, key=lambda path: (path.count("."), path), default=None)
 
 
-Found = tuple[str, str, tuple[str, ...] | None, str, str]  # the fields of Function after file
+Head = tuple[tuple[str, ...], str]  # parameter names, and the words between the brackets of the signature
 
 
-def _functions(module: Module, reexports: Reexports) -> Iterator[Found]:
+def _functions(module: Module, library: str, file: str, reexports: Reexports) -> Iterator[Function]:
     seen: set[str] = set()
     for node in module.body:
-        for own, node_or_doc in _documented(node):
-            top = own.split(".")[0]
-            where = module
-            if isinstance(node_or_doc, tuple):
-                home, node_or_doc = node_or_doc
-                where = Module(home or module.name.rpartition(".")[0], module.file, [], None)
-            if own in seen or re.search(r"(^|\.)_", own) or (public := _public(where, top, reexports)) is None:
+        for own, home, doc, head in _documented(node):
+            top, _, rest = own.partition(".")
+            package = module.name.rpartition(".")[0]
+            place = module if home is None else Module(home or package, module.file, [], None)
+            if own in seen or re.search(r"(^|\.)_", own) or not (public := _public(place, top, reexports)):
                 continue
             seen.add(own)
-            if isinstance(node_or_doc, str):
-                doc = inspect.cleandoc(node_or_doc)
-                if (head := _heading(doc, own.rpartition(".")[2])) is None:
-                    continue  # an attribute, a constant, a type
-            else:
-                doc, head = ast.get_docstring(node_or_doc) or "", _arguments(node_or_doc)
-            params, words = head if head else (None, None)
-            yield public + own[len(top):], own, params, own if words is None else f"{own}({words})", doc
+            params, words = head or (None, None)
+            name = f"{public}.{rest}" if rest else public
+            yield Function(library, file, name, own, params, own if words is None else f"{own}({words})", doc)
 
 
-def _documented(node: ast.stmt) -> Iterator[tuple[str, ast.AST | tuple[str, str]]]:
-    """(own name, its node) of functions, classes and their methods; (own name, (module, doc)) of C functions."""
+def _documented(node: ast.stmt) -> Iterator[tuple[str, str | None, str, Head | None]]:
+    """(own name, home, docstring, head) of what a statement documents: functions, classes, methods, C functions.
+
+    The home is the module where a C function lives ("": the package of this file), None for what this file defines.
+    """
     match node:
-        case ast.FunctionDef() | ast.AsyncFunctionDef() if ast.get_docstring(node):
-            yield node.name, node
+        case ast.FunctionDef() | ast.AsyncFunctionDef():
+            if doc := ast.get_docstring(node):
+                yield node.name, None, doc, _arguments(node)
         case ast.ClassDef():
-            if ast.get_docstring(node):
-                yield node.name, node
-            for method in node.body:
-                if isinstance(method, (ast.FunctionDef, ast.AsyncFunctionDef)) and not method.name.startswith("_"):
-                    marks = {ast.unparse(mark).rpartition(".")[2] for mark in method.decorator_list}
-                    if ast.get_docstring(method) and not marks & {"property", "cached_property", "overload", "setter"}:
-                        yield f"{node.name}.{method.name}", method
-        case ast.Expr(ast.Call(ast.Name("add_newdoc"), args=args)):
-            *place, last = args
-            words = [word for part in place if (word := _text(part))]
-            docs = last.elts if isinstance(last, ast.List) else [last]
-            for part in docs if len(words) == len(place) and words else ():
-                name, doc = (part.elts[0], part.elts[1]) if isinstance(part, ast.Tuple) and len(part.elts) == 2 else (None, part)
-                if text := _text(doc):
-                    own = ".".join([words[-1], *([_text(name) or "_"] if name else [])])
-                    yield own, (words[0] if len(words) > 1 else "", text)
-        case ast.Expr(ast.Call(ast.Name("add_docstr"), args=[ast.Attribute() as target, doc, *_])):
-            module, _, own = ast.unparse(target).rpartition(".")
-            if text := _text(doc):
-                yield own, (module, text)
+            methods = [n for n in node.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+            if doc := ast.get_docstring(node):
+                yield node.name, None, doc, next((_arguments(n) for n in methods if n.name == "__init__"), None)
+            for method in methods:
+                marks = {ast.unparse(mark).rpartition(".")[2] for mark in method.decorator_list}
+                doc = ast.get_docstring(method)
+                if doc and not marks & {"property", "cached_property", "overload", "setter"}:
+                    yield f"{node.name}.{method.name}", None, doc, _arguments(method)
+        case ast.Expr(ast.Call(ast.Name("add_newdoc"), args=[*where, docs])):
+            words = [_text(word) for word in where]  # [module,] name, then a text, (method, text) or a list of those
+            for part in docs.elts if isinstance(docs, ast.List) else [docs]:
+                member, text = part.elts if isinstance(part, ast.Tuple) and len(part.elts) == 2 else (None, part)
+                if all(words) and words:
+                    own = words[-1] if member is None else f"{words[-1]}.{_text(member)}"
+                    yield from _attached(own, words[0] if len(words) > 1 else "", _text(text))
+        case ast.Expr(ast.Call(ast.Name("add_docstr"), args=[ast.Attribute(module, own), text, *_])):
+            yield from _attached(own, ast.unparse(module), _text(text))
+
+
+def _attached(own: str, home: str, text: str) -> Iterator[tuple[str, str, str, Head]]:
+    """Nothing without a signature: that is an attribute, a constant, a type."""
+    doc = inspect.cleandoc(text)
+    if head := _heading(doc, own.rpartition(".")[2]):
+        yield own, home, doc, head
 
 
 def _text(node: ast.expr) -> str:
-    """The text of a literal, of a sum of texts, of ``text.format(...)``, of ``merge(text, ...)``; "" of anything else."""
+    """The text of a literal, of a sum of texts, of ``text.format(...)``; "" of anything else."""
     match node:
         case ast.Constant(str() as text):
             return text
@@ -245,22 +257,18 @@ def _text(node: ast.expr) -> str:
     return ""
 
 
-def _arguments(node: ast.AST) -> tuple[tuple[str, ...], str] | None:
-    """Parameter names and the text of a signature; a class shows its ``__init__``."""
-    if isinstance(node, ast.ClassDef):
-        inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
-        return _arguments(inits[0]) if inits else None
-    a = node.args  # type: ignore[attr-defined]
+def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Head:
+    a = node.args
     plain = [*a.posonlyargs, *a.args]
-    given = [None] * (len(plain) - len(a.defaults)) + a.defaults
-    rows = [(arg.arg, default) for arg, default in zip(plain, given, strict=True)]
-    if rows and rows[0][0] in ("self", "cls", "mcs"):
-        rows = rows[1:]
-    rows += [(arg.arg, default) for arg, default in zip(a.kwonlyargs, a.kw_defaults, strict=True)]
-    rows = [(name, default) for name, default in rows if not name.startswith("_")]
-    words = [name if default is None else f"{name}={_short(default)}" for name, default in rows]
+    given = [*a.defaults, *a.kw_defaults]
+    names = [arg.arg for arg in [*plain, *a.kwonlyargs]]
+    pairs = list(zip(names, [None] * (len(names) - len(given)) + given, strict=True))
+    if pairs and pairs[0][0] in ("self", "cls", "mcs"):
+        pairs = pairs[1:]
+    pairs = [(name, default) for name, default in pairs if not name.startswith("_")]
+    words = [name if default is None else f"{name}={_short(default)}" for name, default in pairs]
     words += [f"{star}{arg.arg}" for star, arg in (("*", a.vararg), ("**", a.kwarg)) if arg]
-    return tuple(name for name, _ in rows), ", ".join(words[:12] + ["..."] * (len(words) > 12))
+    return tuple(name for name, _ in pairs), ", ".join(words[:12] + ["..."] * (len(words) > 12))
 
 
 def _short(node: ast.expr) -> str:
@@ -268,14 +276,16 @@ def _short(node: ast.expr) -> str:
     return text if len(text) <= 20 else "..."
 
 
-def _heading(doc: str, own: str) -> tuple[tuple[str, ...], str] | None:
-    """Of a C function: the signature with which its docstring begins, ``arange([start,] stop[, step,], dtype=None)``."""
-    head = re.match(rf"(?:[\w.]+\.)?{re.escape(own)}\((?:\$self,? ?)?(.*?)\)\s*(?:->[^\n]*)?(?:\n|$)", doc, re.S)
-    if not head:
+def _heading(doc: str, own: str) -> Head | None:
+    """Of a C function: the signature with which its docstring begins, ``arange([start,] stop[, step], dtype=None)``."""
+    begin = rf"(?:[\w.]+\.)?{re.escape(own)}\((?:\$self(?:, /)?(?:, )?)?(.*?)\)\s*(?:->[^\n]*)?(?:\n|$)"
+    if not (head := re.match(begin, doc, re.S)):
         return None
-    for text in (head[1], re.sub(r",\s*,", ",", re.sub(r"[\[\]]", "", head[1])).strip(", ")):
+    bare = re.sub(r",\s*,", ",", re.sub(r"[\[\]]", "", head[1])).strip(", ")  # without the brackets of what is optional
+    for text in (head[1], bare):
         try:
-            return _arguments(ast.parse(f"def f({text}): pass").body[0])
+            node = ast.parse(f"def f({text}): pass").body[0]
         except SyntaxError:
             continue
+        return _arguments(node) if isinstance(node, ast.FunctionDef) else None
     return None

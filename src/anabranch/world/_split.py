@@ -1,8 +1,7 @@
 """One honest split: whole files, near-duplicates together."""
 
 import re
-from collections import Counter, defaultdict
-from itertools import combinations
+from collections import defaultdict
 
 from anabranch.world._scan import digest
 
@@ -17,13 +16,19 @@ def normal(text: str) -> str:
 def twins(texts: list[str]) -> list[tuple[int, int]]:
     """Pairs i < j that share more than ``NEAR`` of the shorter one's word 5-grams (a shorter text is one gram)."""
     words = [normal(text).split() for text in texts]
-    grams = [{tuple(w[i : i + 5]) for i in range(max(1, len(w) - 4))} for w in words]
+    grams = [{tuple(w[i : i + 5]) for i in range(max(1, len(w) - 4)) if w} for w in words]
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, mine in enumerate(grams):
         for gram in mine:
             holders[gram].append(i)
-    shared = Counter(pair for held in holders.values() if len(held) > 1 for pair in combinations(held, 2))
-    return sorted((i, j) for (i, j), n in shared.items() if n > NEAR * min(len(grams[i]), len(grams[j])))
+    found = set()
+    for i, mine in enumerate(grams):
+        # so few may be missing that one of this many, whichever they are, is shared: look up the rarest
+        rarest = sorted(mine, key=lambda gram: (len(holders[gram]), gram))[: int((1 - NEAR) * len(mine)) + 1]
+        for j in {j for gram in rarest for j in holders[gram] if j != i and len(grams[j]) >= len(mine)}:
+            if len(mine & grams[j]) > NEAR * len(mine):
+                found.add((min(i, j), max(i, j)))
+    return sorted(found)
 
 
 def split(files: list[str], pairs: list[tuple[int, int]]) -> list[str]:

@@ -12,7 +12,8 @@ from anabranch.world._scan import Function, digest
 from anabranch.world._split import SPLITS
 
 FEWEST = 30
-AREAS = {
+AREAS = {  # what a word in a file's path says that the file is for; "" takes a library's own area away
+    "": "utils utilities util printing parsing errors exceptions callback callbacks config gui interactive",
     "algebra": "library:sympy polys ntheory combinatorics algebras sets",
     "calculus": "integrate interpolate special functions integrals series polynomial calculus concrete",
     "concurrency": "asyncio multiprocessing threading concurrent distributed futures queue subprocess",
@@ -70,7 +71,7 @@ def tasks(rows: list[Row], seed: int) -> dict[str, Task]:
     siblings: dict[str, list[Row]] = {}  # by file, and a file is in one split
     for row in sorted(rows, key=lambda row: digest(seed, "sibling", row.function.name)):
         siblings.setdefault(row.function.file, []).append(row)
-    known = [(row, row.function.params) for row in rows if row.function.params is not None]
+    known = [(row, len(row.function.params)) for row in rows if row.function.params is not None]
     suite = {
         "library": Task(
             "classify", "accuracy", "Which library documents this function?",
@@ -86,7 +87,7 @@ def tasks(rows: list[Row], seed: int) -> dict[str, Task]:
         ),
         "arity": Task(
             "regress", "spearman", "log(1 + n) of the number of parameters, without self, *args and **kwargs",
-            [(row, {"text": plain(row.text), "label": round(math.log1p(len(params)), 4)}) for row, params in known],
+            [(row, {"text": plain(row.text), "label": round(math.log1p(n), 4)}) for row, n in known],
         ),
         "params": Task(
             "tag", "span_f1", "Which tokens name a parameter of the function, which are values?",
@@ -97,7 +98,7 @@ def tasks(rows: list[Row], seed: int) -> dict[str, Task]:
             [pair for mine in siblings.values() for pair in _pairs([row for row in mine if row.later])],
         ),
         "which": Task(
-            "multiple-choice", "accuracy", "Which summary belongs to this signature? The others are from the same file.",
+            "multiple-choice", "accuracy", "Which summary belongs to this signature? The others are from its file.",
             [choice for mine in siblings.values() for choice in _choices(mine, seed)],
         ),
         "find": Task(
@@ -129,7 +130,7 @@ def _choices(mine: list[Row], seed: int) -> Iterator[tuple[Row, dict[str, Any]]]
 
 
 def _settled(name: str, task: Task, seed: int) -> Task:
-    """Label names become indices; labels with fewer than ``FEWEST`` rows, or absent from a split, are dropped."""
+    """Label names become indices; labels with fewer than ``FEWEST`` rows, or absent from train or test, are dropped."""
     rows, labels = task.rows, task.labels
     if task.kind == "tag":
         labels = ["O", "B-param", "B-value"]
@@ -137,8 +138,8 @@ def _settled(name: str, task: Task, seed: int) -> Task:
         rows = [(row, fields | {"label": [of[label] for label in fields["label"]]}) for row, fields in rows]
     elif task.kind in ("classify", "pair-classify"):
         each = [(row.split, x) for row, f in rows for x in (f["label"] if task.multilabel else [f["label"]])]
-        counts, spread = Counter(x for _, x in each), Counter(x for _, x in set(each))
-        labels = sorted(x for x, n in counts.items() if n >= FEWEST and spread[x] == len(SPLITS))
+        counts = Counter(x for _, x in each)
+        labels = sorted(x for x, n in counts.items() if n >= FEWEST and {("train", x), ("test", x)} <= set(each))
         of = {label: i for i, label in enumerate(labels)}
         if task.multilabel:
             rows = [(row, f | {"label": [of[x] for x in f["label"] if x in of]}) for row, f in rows]

@@ -1,0 +1,104 @@
+"""Which slots each row takes (``Route``), and the tensors of these slots, gathered once per forward pass (``Opened``)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from anabranch.core.bank import Bank, Tree
+from anabranch.core.delta import Delta, Params
+from anabranch.errors import InputError
+
+LONG_RUN = 4  # rows in a row with the same slots from which one shared product beats a batched one (measured)
+
+
+class Stretch(NamedTuple):
+    """Rows start:stop; ``same``: all take the same slots; ``full``: none of their slots is 0."""
+
+    start: int
+    stop: int
+    same: bool
+    full: bool
+
+
+@dataclass(frozen=True)
+class Route:
+    """Slots ids [b, k] (0 = none), optional weights w [b, k], optional rows of the gate's table who [b]."""
+
+    ids: Tensor
+    w: Tensor | None = None
+    who: Tensor | None = None
+    runs: tuple[Stretch, ...] = ()  # the rows, cut where their slots change; known before the forward pass
+    ends: tuple[int, int] = (0, 0)  # the lowest and the highest slot
+
+    @classmethod
+    def to(cls, ids: Tensor | Sequence[int], w: Tensor | None = None, who: Tensor | None = None) -> "Route":
+        """From ids [b] or [b, k]."""
+        ids = torch.as_tensor(ids)
+        ids = ids[:, None] if ids.ndim == 1 else ids
+        rows = torch.cat([ids, *([who[:, None]] if who is not None else [])], 1).tolist()
+        cuts = [i for i in range(len(rows)) if i == 0 or rows[i] != rows[i - 1]]
+        k = ids.shape[1]
+        runs = [Stretch(a, b, True, all(rows[a][:k])) for a, b in zip(cuts, [*cuts[1:], len(rows)], strict=True)]
+        slots = [slot for row in rows for slot in row[:k]] or [0]
+        return cls(ids, w, who, tuple(runs), (min(slots), max(slots)))
+
+    def stretches(self, matrix: bool) -> list[Stretch]:
+        """Long runs on their own, the short ones between them together; ``matrix``: every run on its own."""
+        if torch.compiler.is_compiling() or not self.runs:
+            return [Stretch(0, len(self.ids), False, False)]
+        out: list[Stretch] = []
+        for run in self.runs:
+            if matrix or run.stop - run.start >= LONG_RUN:
+                out.append(run)
+            elif out and not out[-1].same:
+                out[-1] = out[-1]._replace(stop=run.stop, full=out[-1].full and run.full)
+            else:
+                out.append(run._replace(same=False))
+        return out
+
+
+class Opened:
+    """The slots of one bank that a forward pass uses. ``sources`` [rows, n] stand in for tables: a trainer's leaves."""
+
+    def __init__(self, bank: Bank, sources: Mapping[str, Tensor], route: Route, dtype: torch.dtype) -> None:
+        slots = len(sources.get("own", bank.tables["own"].data)) - 1
+        for slot in route.ends:
+            if not 0 <= slot <= slots:
+                raise InputError(f"the bank has slots 1 to {slots}, got {slot}")
+        if bank.tables["gate"].n and route.who is None:
+            raise InputError(f"{type(bank.gate).__name__} keeps tensors for each task: the route needs who, their rows [b]")
+        self.bank, self.sources, self.dtype = bank, sources, dtype
+        self.lists: dict[str, tuple[Tensor, ...]] = {}
+        self.parts = route.stretches(matrix=type(bank.delta).apply is Delta.apply)  # a matrix per run, not per row
+        self.trees = {part: self._open(route, part) for part in self.parts}
+
+    def at(self, part: Stretch, site: str, dtype: torch.dtype) -> list[Params]:
+        """(own, keys, gate, shared) of a site: [k, ...] where all rows are the same, [b, k, ...] elsewhere."""
+        found = zip(self.trees[part], (site, site, site, ""), strict=True)
+        return [{n: t.to(dtype) if t.is_floating_point() else t for n, t in tree.get(key, {}).items()} for tree, key in found]
+
+    def _open(self, route: Route, part: Stretch) -> tuple[Tree, Tree, Tree, Tree]:
+        cut = part.start if part.same else slice(part.start, part.stop)
+        own: Tree = {}
+        for name in self.bank.slot_tables:
+            if name != "keys":
+                for site, p in self._take(name, route.ids[cut]).items():
+                    own.setdefault(site, {}).update(p)
+        gate = self._take("gate", route.who[cut]) if route.who is not None else {}
+        shared = self._take("shared", torch.ones((), dtype=torch.long, device=route.ids.device))
+        return own, self._take("keys", route.ids[cut]), gate, shared
+
+    def _take(self, name: str, ids: Tensor) -> Tree:
+        table = self.bank.tables[name]
+        if not table.n:
+            return {}
+        source = self.sources.get(name, table.data)
+        if source.requires_grad and ids.ndim < 2 and not torch.compiler.is_compiling():  # no zero-fill for each stretch
+            rows = self.lists.setdefault(name, source.unbind(0))
+            picked = rows[int(ids)] if ids.ndim == 0 else torch.stack([rows[i] for i in ids.tolist()])
+        else:
+            picked = source[ids]
+        return table.split(picked.to(self.dtype) if picked.is_floating_point() else picked)
