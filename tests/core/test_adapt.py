@@ -6,8 +6,9 @@ from laws._nasty import D, IDS, MAKES, backbone, bank, batch, close, loaded, rea
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
 
-from anabranch.core.adapt import Adapted, Route
+from anabranch.core.adapt import Adapted
 from anabranch.core.fold import fold
+from anabranch.core.route import LONG_RUN, Route
 from anabranch.core.site import find
 from anabranch.errors import InputError
 
@@ -79,10 +80,20 @@ def test_an_error_in_the_middle_leaves_the_next_call_right():
 
 
 def test_a_route_knows_its_runs():
-    assert Route.to([1, 1, 0, 2, 2, 2]).runs == ((0, 2), (2, 3), (3, 6))
-    assert Route.to([[1, 2], [1, 2], [2, 1]]).runs == ((0, 2), (2, 3))
-    assert Route.to([1, 1], who=torch.tensor([1, 2])).runs == ((0, 1), (1, 2))
-    assert Route.to([5]).runs == ((0, 1),) and Route.to(torch.tensor([3, 3])).ids.shape == (2, 1)
+    cuts = lambda route: [(run.start, run.stop, run.full) for run in route.runs]  # noqa: E731
+    assert cuts(Route.to([1, 1, 0, 2, 2, 2])) == [(0, 2, True), (2, 3, False), (3, 6, True)]
+    assert cuts(Route.to([[1, 2], [1, 2], [2, 0]])) == [(0, 2, True), (2, 3, False)]
+    assert cuts(Route.to([1, 1], who=torch.tensor([1, 2]))) == [(0, 1, True), (1, 2, True)]
+    assert Route.to([5]).ends == (5, 5) and Route.to(torch.tensor([3, 3])).ids.shape == (2, 1)
+
+
+def test_long_runs_stand_alone_and_short_ones_are_gathered_together():
+    ids = [1, 2, 0, *[3] * LONG_RUN, 1, 2, *[0] * LONG_RUN]
+    parts = [(p.start, p.stop, p.same, p.full) for p in Route.to(ids).stretches(matrix=False)]
+    n = LONG_RUN
+    assert parts == [(0, 3, False, False), (3, 3 + n, True, True), (3 + n, 5 + n, False, True), (5 + n, 5 + 2 * n, True, False)]
+    assert all(p.same for p in Route.to(ids).stretches(matrix=True)) and len(Route.to(ids).stretches(matrix=True)) == 7
+    assert [p.same for p in Route(torch.tensor(ids)[:, None]).stretches(matrix=True)] == [False]
 
 
 @pytest.mark.parametrize("ids", [[1, 2], [1] * 6])
@@ -131,6 +142,18 @@ def test_slots_of_a_row_add_up_with_their_weights(delta):
     close(adapted({"input": x}, Route.to(ids)), f(x) + torch.stack([sum(alone[k][i] for k in ids[i]) for i in range(3)]))
     one = adapted({"input": x}, Route.to([1, 2, 3], w=torch.tensor([[2.0], [0.0], [-1.0]])))
     close(one, f(x) + torch.stack([2 * alone[1][0], 0 * alone[2][1], -alone[3][2]]))
+
+
+def test_compiled_it_is_switched_by_the_route():
+    f, inputs = backbone("bert", blocks=1), batch("bert")
+    adapted = Adapted(f, [bank(f, "lora"), bank(f, "offset")])  # hooks are in place before compiling: later ones are ignored
+    torch._dynamo.reset()
+    compiled = torch.compile(adapted, backend="eager", fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        assert torch.equal(compiled(inputs).last_hidden_state, f(**inputs).last_hidden_state)
+        for routes in (Route.to(IDS), [None, Route.to(IDS)], Route.to([[1, 2]] * 5), None):
+            close(compiled(inputs, routes).last_hidden_state, adapted(inputs, routes).last_hidden_state)
+    torch._dynamo.reset()
 
 
 # ---- sites that are not layers of a transformer
@@ -289,8 +312,8 @@ def test_soft_tokens_of_two_banks_stand_side_by_side(name):
     f, inputs = backbone(name), batch(name)
     a, b = bank(f, {"prompt": {"tokens": 2}}), bank(f, {"prompt": {"tokens": 3}})
     one = bank(f, {"prompt": {"tokens": 5}})
-    for i in (1, 2, 3):  # the later bank's tokens come first
-        parts = [made.take(i)[made.sites[0].key]["tokens"] for made in (b, a)]
+    for i in (1, 2, 3):  # in the order of the banks
+        parts = [made.take(i)[made.sites[0].key]["tokens"] for made in (a, b)]
         one.tables["own"].data[i] = torch.cat(parts).flatten()
     close(real(inputs, run(Adapted(f, [a, b]), inputs, IDS)), real(inputs, run(Adapted(f, [one]), inputs, IDS)))
     some = Adapted(f, [a, b])(inputs, [None, Route.to(IDS)]).last_hidden_state

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, LlamaConfig, LlamaModel, ViTConfig, ViTModel
 
-from anabranch.core.adapt import Adapted, Route
+from anabranch.core.adapt import Adapted
 from anabranch.core.bank import Bank
 from anabranch.core.delta import Delta
 from anabranch.core.names import make
+from anabranch.core.route import Route
 from anabranch.core.site import find
 
 MAKES = ("bert", "llama", "gpt2", "vit")
@@ -21,10 +22,10 @@ IDS = (2, 0, 1, 3, 2)  # slots of a batch's rows: out of order, one row without,
 
 
 @cache
-def backbone(name: str) -> nn.Module:
+def backbone(name: str, blocks: int = BLOCKS) -> nn.Module:
     """A random f that no test may change; d = 32, two blocks, no dropout."""
     torch.manual_seed(0)
-    size = {"hidden_size": D, "num_hidden_layers": BLOCKS, "num_attention_heads": 4, "intermediate_size": 64}
+    size = {"hidden_size": D, "num_hidden_layers": blocks, "num_attention_heads": 4, "intermediate_size": 64}
     dry = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     match name:
         case "bert":
@@ -33,7 +34,7 @@ def backbone(name: str) -> nn.Module:
             f = LlamaModel(LlamaConfig(**size, num_key_value_heads=2, vocab_size=WORDS, pad_token_id=0))
         case "gpt2":
             dry = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-            f = GPT2Model(GPT2Config(n_embd=D, n_layer=BLOCKS, n_head=4, vocab_size=WORDS, **dry))
+            f = GPT2Model(GPT2Config(n_embd=D, n_layer=blocks, n_head=4, vocab_size=WORDS, **dry))
         case _:
             f = ViTModel(ViTConfig(**size, image_size=16, patch_size=4), add_pooling_layer=False)
     for p in f.parameters():  # biases and scales that are not 0 and 1, weights large enough that answers differ

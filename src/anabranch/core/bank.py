@@ -49,9 +49,12 @@ class Table:
         self.data = self._room = self.data[[0, *keep]]
 
     def put(self, row: int, tree: Tree) -> None:
-        if self.n:
-            flat = torch.cat([tree[site][name].reshape(-1) for site, name, _ in self.parts])
-            self.data[row] = flat.to(self.data)
+        self.data[row] = self.row(tree).to(self.data)
+
+    def row(self, tree: Tree) -> Tensor:
+        """{site: {name: tensor}} -> [n]."""
+        parts = [tree[site][name].reshape(-1) for site, name, _ in self.parts]
+        return torch.cat(parts) if parts else self.data.new_zeros(0)
 
     def split(self, rows: Tensor) -> Tree:
         """[u, n] -> {site: {name: [u, *shape]}}; one split, so that its backward is one concatenation."""
@@ -97,11 +100,16 @@ class Bank:
         """Makes the tables that fit these trees."""
         for name, tree in self.divide(slot).items():
             kind = next((t.dtype for p in tree.values() for t in p.values()), torch.float32)
-            self.tables[name] = Table(layout_of(tree), kind if name.startswith("fixed") else torch.float32)
-        self.tables["gate"] = Table(layout_of(gates))
-        self.tables["shared"] = Table(layout_of(shared))
-        self.tables["shared"].grow(1)
+            self.table(name, layout_of(tree), kind if name.startswith("fixed") else torch.float32)
+        self.table("gate", layout_of(gates))
+        self.table("shared", layout_of(shared))
         self.tables["shared"].put(1, shared)
+
+    def table(self, name: str, layout: Mapping[str, Mapping[str, torch.Size]], dtype: torch.dtype = torch.float32) -> None:
+        """A new table, empty but for row 0; ``shared`` has its one row."""
+        self.tables[name] = Table(layout, dtype)
+        if name == "shared":
+            self.tables[name].grow(1)
 
     def fresh(self, rng: Generator, seen: Mapping[str, Params] | None = None) -> Tree:
         """The tensors of a new slot: {site: delta's and gate's key tensors}."""
@@ -125,6 +133,18 @@ class Bank:
                 kind = "float" if t.is_floating_point() else str(t.dtype)[6:]
                 table = "keys" if name.startswith("key.") else f"fixed.{kind}" if fixed else "own"
                 out.setdefault(table, {}).setdefault(site, {})[name.removeprefix("key.")] = t
+        return out
+
+    def flat(self, slot: Tree) -> dict[str, Tensor]:
+        """A slot's tensors as one row [n] per table; :meth:`tree` is the inverse."""
+        divided = self.divide(slot)
+        return {name: self.tables[name].row(divided.get(name, {})) for name in self.slot_tables}
+
+    def tree(self, rows: Mapping[str, Tensor]) -> Tree:
+        out: Tree = {}
+        for name, row in rows.items():
+            for site, p in self.tables[name].split(row).items():
+                out.setdefault(site, {}).update({("key." if name == "keys" else "") + n: t for n, t in p.items()})
         return out
 
     @property
@@ -166,11 +186,7 @@ class Bank:
                 raise InputError(f"the bank has slots 1 to {len(self)}, got {slot}")
 
     def _row(self, slot: int) -> Tree:
-        tree: Tree = {}
-        for table in self.slot_tables:
-            for site, p in self.tables[table].get(slot).items():
-                tree.setdefault(site, {}).update({("key." if table == "keys" else "") + n: t for n, t in p.items()})
-        return tree
+        return self.tree({name: self.tables[name].data[slot].clone() for name in self.slot_tables})
 
     def remove(self, slots: Sequence[int]) -> dict[int, int]:
         """Drops slots; returns old id -> new id of those that stay."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from anabranch.core.adapt import Adapted
-from anabranch.core.site import capture
+from anabranch.core.site import blocks, capture
 from anabranch.engine.backbone import Backbone, Tokens, bucket
 from anabranch.engine.cache import digest, read_tensors, write, write_tensors
 from anabranch.errors import WorkError
@@ -28,7 +28,7 @@ class _Reached(Exception):
 class Features:
     """Units are known by their tokens; equal texts of all tasks are one unit."""
 
-    def __init__(self, backbone: Backbone, folder: Path, tail: int, disk: float = 8e9) -> None:
+    def __init__(self, backbone: Backbone, folder: Path | None, tail: int, disk: float = 8e9) -> None:
         self.backbone, self.folder, self.tail, self.disk = backbone, folder, tail, disk
         self.tokens: list[Tokens] = []
         self.known: dict[Tokens, int] = {}
@@ -53,6 +53,7 @@ class Features:
 
     def run(self, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
         """Computes what is not yet on disk and opens the rest."""
+        assert self.folder is not None
         new = sorted(range(len(self.place), len(self.tokens)), key=lambda u: (self.length(u), u))
         self.place += [(0, 0)] * len(new)
         self.words += [None] * len(new)
@@ -131,10 +132,11 @@ class Features:
         inputs = self.backbone.inputs([self.tokens[u].ids for u in units])
         if not self.tail:
             return inputs, None
-        where = [self.place[u] for u in units]
-        if any(chunk not in self._hidden for chunk, _ in where):
-            return inputs, self._below(inputs)
-        rows = np.stack([self._hidden[chunk][row] for chunk, row in where])
+        if any(u >= len(self.place) or self.place[u][0] not in self._hidden for u in units):
+            once = list(dict.fromkeys(units))  # a text that several tasks ask about runs once below the tail
+            below = self._below(self.backbone.inputs([self.tokens[u].ids for u in once]))
+            return inputs, below if len(once) == len(units) else below[[once.index(u) for u in units]]
+        rows = np.stack([self._hidden[chunk][row] for chunk, row in (self.place[u] for u in units)])
         return inputs, torch.from_numpy(rows).view(self.backbone.dtype)
 
     @torch.no_grad()
@@ -147,8 +149,6 @@ class Features:
         def stop(*_: Any) -> None:
             if seen:
                 raise _Reached
-
-        from anabranch.core.site import blocks
 
         second = blocks(f)[1][self.tail].register_forward_pre_hook(stop)
         try:

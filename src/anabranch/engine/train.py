@@ -74,6 +74,7 @@ class Learner:
     best_score: tuple[float, float] = (-math.inf, -math.inf)
     curve: list[dict[str, float]] = field(default_factory=list)
     loss: float = 0.0
+    planned: int = 0  # optimiser steps in all, where not its own epochs decide
 
     @property
     def head(self) -> Head:
@@ -97,8 +98,8 @@ class Learner:
 
     def rate(self) -> float:
         """Share of the full learning rate at this step: linear up, linear down."""
-        total = self.steps * self.epochs
-        return min(1.0, (self.step + 1) / max(1.0, WARM * total)) * (1 - self.step / total)
+        total = self.planned or self.steps * self.epochs
+        return min(1.0, (self.step + 1) / max(1.0, WARM * total)) * max(0.0, 1 - self.step / total)
 
     def state(self) -> dict[str, Tensor]:
         named = {"theta": self.theta, "m": self.m, "v": self.v, "best": self.best}
@@ -130,9 +131,7 @@ class Trainer:
         theta: dict[str, Tensor] = {}
         for i, bank in enumerate(self.banks):
             rng = seeded(self.seed, job.name, "init", i)
-            for table, tree in bank.divide(bank.fresh(rng)).items():
-                flat = [tree[s][n].reshape(-1) for s, n, _ in bank.tables[table].parts]
-                theta[f"{i}.{table}"] = torch.cat(flat) if flat else torch.zeros(0)
+            theta |= {f"{i}.{table}": row for table, row in bank.flat(bank.fresh(rng)).items()}
         theta |= {f"head.{n}": t.clone() for n, t in head.items()}
         learner = Learner(job, theta, epochs)
         saved = self.file(job, key)

@@ -7,7 +7,6 @@ re-exports is no function. C functions come from the calls that give them their 
 """
 
 import ast
-import gc
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -101,17 +100,12 @@ def scan(library: str, folder: Path, *, seed: int) -> Iterator[list[Function]]:
 
 
 def _module(name: str, file: Path) -> Module | None:
-    collecting = gc.isenabled()
-    gc.disable()  # it walks the growing tree again and again: parsing takes three to six times as long with it
     try:
         with warnings.catch_warnings():  # of other people's escape sequences
             warnings.simplefilter("ignore")
             body = list(_unfolded(ast.parse(file.read_bytes()).body))
     except (SyntaxError, ValueError, RecursionError, OSError):
         return None
-    finally:
-        if collecting:
-            gc.enable()
     exports: set[str] | None = None
     for node in body:
         match node:

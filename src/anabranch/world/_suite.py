@@ -122,11 +122,8 @@ def _choices(mine: list[Row], seed: int) -> Iterator[tuple[Row, dict[str, Any]]]
         others = [mine[(i + step) % len(mine)] for step in (1, 2, 3)]
         order = sorted([row, *others], key=lambda other: digest(seed, row.function.name, other.function.name))
         if row.function.params:
-            yield row, {
-                "text": row.function.signature,
-                "choices": [plain(other.text) for other in order],
-                "label": order.index(row),
-            }
+            choices = [plain(other.text) for other in order]
+            yield row, {"text": row.function.signature, "choices": choices, "label": order.index(row)}
 
 
 def _settled(name: str, task: Task, seed: int) -> Task:

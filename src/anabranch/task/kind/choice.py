@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from anabranch.task.data import Rows
-from anabranch.task.kind._base import Kind, Post, Targets, Unit, pairwise
+from anabranch.task.kind._base import Kind, Post, Targets, Unit, pairwise, stacked
 
 
 class Choice(Kind):

@@ -1,0 +1,69 @@
+"""Which rung of the ladder answers for a task: on validation only, a costlier one only when better by one standard error."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anabranch.core.bank import Tree
+from anabranch.engine.features import Features
+from anabranch.engine.job import Head, Job
+from anabranch.engine.linear import View, answers, measure, outputs, settle
+from anabranch.task.kind._base import Post
+from anabranch.task.metrics import spread
+
+
+@dataclass
+class Rung:
+    """One way to answer a task, as it would be stored: head, settled numbers, and how it does on validation and test."""
+
+    name: str
+    head: Head
+    post: Post = field(default_factory=dict)
+    valid: float | None = None
+    test: float | None = None
+    found: tuple[list[Any], list[Any]] = field(default_factory=lambda: ([], []))  # answers on validation
+    losses: Tensor = field(default_factory=lambda: torch.zeros(0))  # log losses (squared errors) of validation rows
+    tree: Tree = field(default_factory=dict)  # the slot, packed, by "<bank>/<site>"
+    packed: dict[str, Tensor] = field(default_factory=dict)
+
+
+def climb(name: str, job: Job, features: Features, view: View, head: Head) -> Rung:
+    """Settles and measures one way to answer."""
+    rung = Rung(name, head, settle(job, features, view, head))
+    valid = job.parts["valid"]
+    rung.found = answers(job, valid, features, view, head, rung.post)
+    rung.valid = measure(job, valid, rung.found)
+    rung.test = measure(job, job.parts["test"], answers(job, job.parts["test"], features, view, head, rung.post))
+    if head and len(valid):
+        out, counts = outputs(job, valid, features, view, head)
+        rung.losses = job.kind.loss(out / rung.post.get("temperature", 1.0), valid.y, counts)
+    return rung
+
+
+def better(job: Job, new: Rung, old: Rung, seed: int = 0) -> bool:
+    """Whether ``new``, the costlier, beats ``old`` by one standard error of their paired difference on validation.
+
+    The main metric decides when it can. Where the two lie within one standard error, as they do on few rows, the log
+    loss (squared error) decides in the same way, because it also sees how sure the right answers are.
+    """
+    if new.valid is None or old.valid is None:
+        return False
+    truth, labels = job.parts["valid"].labels, job.kind.labels
+    pairs = [(r.found[0], r.found[1] if labels and not job.kind.words else None) for r in (new, old)]
+    error = spread(job.metric, truth, pairs[0], pairs[1], labels, seed=seed)
+    gain = new.valid - old.valid
+    if abs(gain) > error or not len(new.losses) or not len(old.losses):
+        return gain > error
+    saved = old.losses - new.losses
+    return float(saved.mean()) > float(saved.std() / len(saved) ** 0.5)
+
+
+def choose(job: Job, rungs: list[Rung], seed: int = 0) -> Rung:
+    """``rungs`` from the cheapest to the costliest."""
+    best = rungs[0]
+    for rung in rungs[1:]:
+        if better(job, rung, best, seed):
+            best = rung
+    return best

@@ -1,0 +1,124 @@
+"""What tasks have in common: ``relate``, a task x task matrix, and ``share``, one slot that all tasks train together."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anabranch.core.balance import Balancer, Point
+from anabranch.engine.cache import read_tensors, write_tensors
+from anabranch.engine.job import Head, Job
+from anabranch.engine.train import Learner, Trainer, seeded
+
+TOGETHER = 8  # tasks in one step of the shared slot
+SAMPLE = 64  # rows of each task from which relate takes its gradient
+
+
+def expand(trainer: Trainer, theta: dict[str, Tensor], copies: int) -> dict[str, Tensor]:
+    """Leaves [copies + 1, n] of the same numbers: one backward gives the gradient of each task apart."""
+    out = {}
+    for name, row in theta.items():
+        leaf = torch.cat([torch.zeros(1, len(row)), row.expand(copies, -1)]).requires_grad_(row.numel() > 0)
+        i, _, table = name.partition(".")
+        trainer.adapted.sources[int(i)][table] = leaf
+        if leaf.requires_grad and not table.startswith("fixed"):
+            out[name] = leaf
+    return out
+
+
+def start(trainer: Trainer) -> dict[str, Tensor]:
+    """The numbers of a fresh shared slot."""
+    out: dict[str, Tensor] = {}
+    for i, bank in enumerate(trainer.banks):
+        rows = bank.flat(bank.fresh(seeded(trainer.seed, "shared slot", i)))
+        out |= {f"{i}.{table}": row for table, row in rows.items()}
+    return out
+
+
+def gradients(leaves: dict[str, Tensor], copies: int) -> Tensor:
+    """[copies, n]: each task's gradient over all leaves."""
+    parts = [torch.zeros_like(leaf)[1:] if leaf.grad is None else leaf.grad[1:] for leaf in leaves.values()]
+    return torch.cat(parts, 1) if parts else torch.zeros(copies, 0)
+
+
+def relate(trainer: Trainer, jobs: Sequence[tuple[Job, Head]]) -> Tensor:
+    """[t, t] in [-1, 1]: cosine between the tasks' gradients of one fresh shared slot, each at its probe's head.
+
+    Positive: a first step for one task also lowers the loss of the other (Fifty et al. 2021, arXiv:2109.04617; Yu et al.
+    2020, arXiv:2001.06782). From up to 64 rows of each task, so entries near 0 are noise.
+    """
+    theta, rows = start(trainer), []
+    for at in range(0, len(jobs), TOGETHER):
+        group = jobs[at : at + TOGETHER]
+        work = []
+        for job, head in group:
+            learner = Learner(job, {f"head.{n}": t for n, t in head.items()}, 1)
+            order = torch.randperm(len(job.parts["train"]), generator=seeded(trainer.seed, job.name, "relate")).tolist()
+            work.append((learner, order[:SAMPLE]))
+        leaves = expand(trainer, theta, len(group))
+        losses = trainer.losses(work, [head for _, head in group], range(1, len(group) + 1))
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        rows.append(gradients(leaves, len(group)))
+    unit = torch.nn.functional.normalize(torch.cat(rows), dim=1)
+    return (unit @ unit.mT).clamp(-1, 1)
+
+
+def share(
+    trainer: Trainer, jobs: Sequence[tuple[Job, Head]], epochs: int, balance: Balancer, key: str,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> tuple[dict[str, Tensor], list[Learner]]:  # fmt: skip
+    """Trains one slot over all tasks; returns its numbers, and learners that hold the tasks' heads.
+
+    ``balance`` turns the tasks' gradients [t, n] of a step into one direction [n]. State is kept after each epoch.
+    """
+    learners = [Learner(job, {f"head.{n}": t.clone() for n, t in head.items()}, epochs) for job, head in jobs]
+    common, state = Learner(jobs[0][0], start(trainer), epochs), None
+    common.planned = epochs * len(rounds([[[0]] * learner.steps for learner in learners]))
+    saved = trainer.folder / f"shared-{key}.safetensors"
+    if saved.exists():
+        tensors, note = read_tensors(saved)
+        for j, learner in enumerate([common, *learners]):
+            mine = {n.partition("|")[2]: t for n, t in tensors.items() if n.startswith(f"{j}|")}
+            learner.restore(mine, note["learners"][j])
+        state = note["state"]
+    while common.epoch < epochs:
+        for together in rounds([learner.batches(trainer.features, trainer.seed) for learner in learners]):
+            work = [(learners[j], rows) for j, rows in together]
+            state = step(trainer, common, work, balance, state)
+        for learner in (common, *learners):
+            learner.epoch += 1
+        keep(saved, [common, *learners], state)
+        progress(common.epoch, epochs)
+    return common.theta, learners
+
+
+def step(trainer: Trainer, common: Learner, work: Sequence[tuple[Learner, list[int]]], balance: Balancer, state: Any) -> Any:
+    """One step of the shared slot along the balanced direction, and of each task's head along its own."""
+    heads = [{n: t.clone().requires_grad_() for n, t in learner.head.items()} for learner, _ in work]
+    leaves = expand(trainer, common.theta, len(work))
+    losses = trainer.losses(work, heads, range(1, len(work) + 1))
+    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+    rows, values = gradients(leaves, len(work)), torch.stack(losses).detach()
+    theta = torch.cat([common.theta[n] for n in leaves])
+    direction, state = balance(state, Point(theta, lambda _: values, lambda _: rows, [learner.job.name for learner, _ in work]))
+    if direction is not None:
+        pieces = direction.split([len(common.theta[n]) for n in leaves])
+        trainer.update(common, dict(zip(leaves, pieces, strict=True)))
+    for (learner, _), head in zip(work, heads, strict=True):
+        trainer.update(learner, {f"head.{n}": t.grad for n, t in head.items() if t.grad is not None})
+    return state
+
+
+def rounds(batches: Sequence[list[list[int]]]) -> list[list[tuple[int, list[int]]]]:
+    """What each step trains: a batch of each task in turn while it has any, at most ``TOGETHER`` tasks a step."""
+    out = []
+    for r in range(max(map(len, batches))):
+        alive = [(j, rows[r]) for j, rows in enumerate(batches) if r < len(rows)]
+        out += [alive[at : at + TOGETHER] for at in range(0, len(alive), TOGETHER)]
+    return out
+
+
+def keep(path: Any, learners: Sequence[Learner], state: Any) -> None:
+    tensors = {f"{j}|{n}": t for j, learner in enumerate(learners) for n, t in learner.state().items()}
+    write_tensors(path, tensors, {"learners": [learner.note() for learner in learners], "state": state})

@@ -1,0 +1,166 @@
+"""Bundles on disk: ``bundle.json`` and content-named safetensors. A change is new files, then one rename of bundle.json.
+
+Never pickle. Opening checks format, the backbone's fingerprint and every checksum, and names the wrong file.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anabranch.core.bank import Bank, Tree
+from anabranch.core.names import card, make
+from anabranch.core.site import Site
+from anabranch.engine.backbone import Backbone
+from anabranch.engine.cache import checksum, digest, read_json, read_tensors, write, write_json, write_tensors
+from anabranch.engine.job import Head
+from anabranch.errors import InputError, WorkError, nearest
+from anabranch.task.kind._base import Post
+
+FORMAT = 1
+
+
+def pack(tree: Tree, form: str) -> dict[str, Tensor]:
+    """A slot's tensors as stored: ``bf16``, or ``int8`` with one scale per tensor; whole numbers as they are."""
+    out: dict[str, Tensor] = {}
+    for site, p in tree.items():
+        for name, t in p.items():
+            key = f"{site}/{name}"
+            if not t.is_floating_point():
+                out[key] = t
+            elif form == "bf16":
+                out[key] = t.bfloat16()
+            else:
+                scale = t.abs().max().clamp(min=1e-12) / 127
+                out[key], out[f"{key}|scale"] = (t / scale).round().to(torch.int8), scale.float().reshape(1)
+    return out
+
+
+def unpack(packed: Mapping[str, Tensor]) -> Tree:
+    """What :meth:`pack` stored, as fp32."""
+    tree: Tree = {}
+    for key, t in packed.items():
+        site, _, name = key.rpartition("/")
+        if key.endswith("|scale"):
+            continue
+        scale = packed.get(f"{key}|scale")
+        t = t.float() * scale if scale is not None else t.float() if t.is_floating_point() else t
+        tree.setdefault(site, {})[name] = t
+    return tree
+
+
+def size(packed: Mapping[str, Tensor]) -> int:
+    """Bytes."""
+    return sum(t.numel() * t.element_size() for t in packed.values())
+
+
+def put(folder: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Stores tensors under their checksum; returns the name of the file."""
+    name = f"{checksum(tensors)}.safetensors"
+    if not (folder / name).exists():
+        write_tensors(folder / name, tensors)
+    return name
+
+
+def get(folder: Path, name: str) -> dict[str, Tensor]:
+    if Path(name).name != name:
+        raise WorkError(f"{folder / 'bundle.json'} names a file outside the bundle: {name!r}")
+    path = folder / name
+    if not path.is_file():
+        raise WorkError(f"{path} is missing; the bundle is incomplete, restore it from a copy")
+    tensors, _ = read_tensors(path)
+    if checksum(tensors) != path.stem:
+        raise WorkError(f"{path} is damaged: its content does not fit its name")
+    return tensors
+
+
+def save_task(folder: Path, record: dict[str, Any], slot: Mapping[str, Tensor], head: Head, post: Post,
+              corpus: Mapping[str, str] | None = None) -> dict[str, Any]:  # fmt: skip
+    """Writes a task's tensors; returns its entry for bundle.json. ``slot`` is packed, empty for a probe or a shared slot."""
+    parts = {f"slot/{n}": t for n, t in slot.items()} | {f"head/{n}": t.bfloat16() for n, t in head.items()}
+    parts |= {f"post/{n}": t.float() for n, t in post.items()}
+    entry = record | {"file": put(folder, parts) if parts else None}
+    if corpus is not None:
+        lines = "".join(json.dumps({"id": i, "text": t}, ensure_ascii=False) + "\n" for i, t in corpus.items())
+        name = f"{digest(lines.encode())}.jsonl"
+        write(folder / name, lambda part: part.write_text(lines, encoding="utf-8"))
+        entry["corpus"] = name
+    return entry
+
+
+def parts_of(folder: Path, name: str | None) -> tuple[dict[str, Tensor], Head, Post]:
+    """(packed slot, head, post) of a stored file."""
+    out: dict[str, dict[str, Tensor]] = {"slot": {}, "head": {}, "post": {}}
+    for key, t in (get(folder, name) if name else {}).items():
+        group, _, rest = key.partition("/")
+        out[group][rest] = t
+    return out["slot"], {n: t.float() for n, t in out["head"].items()}, out["post"]
+
+
+def corpus_of(folder: Path, name: str) -> dict[str, str]:
+    path = folder / name
+    if Path(name).name != name or not path.is_file():
+        raise WorkError(f"{path} is missing; the bundle is incomplete, restore it from a copy")
+    data = path.read_bytes()
+    if digest(data) != path.stem:
+        raise WorkError(f"{path} is damaged: its content does not fit its name")
+    rows = [json.loads(line) for line in data.decode().splitlines()]
+    return {row["id"]: row["text"] for row in rows}
+
+
+def bank_card(bank: Bank) -> dict[str, Any]:
+    """A bank without its slots, as data."""
+    layout = {t: {s: {n: list(shape) for n, shape in p.items()} for s, p in bank.tables[t].layout.items()} for t in bank.tables}
+    kinds = {t: str(bank.tables[t].data.dtype)[6:] for t in bank.tables}
+    return {"delta": card(bank.delta), "gate": card(bank.gate), "sites": [vars(s) for s in bank.sites], "stage": bank.stage,
+            "routes": bank.routes, "layout": layout, "kinds": kinds}  # fmt: skip
+
+
+def bank_of(entry: Mapping[str, Any]) -> Bank:
+    """The empty bank of a card."""
+    made = {}
+    for family in ("delta", "gate"):
+        name = entry[family]["method"].partition(".")[2]
+        made[family] = make(family, {name: entry[family]["settings"]})
+    bank = Bank(made["delta"], made["gate"], [Site(**s) for s in entry["sites"]], {}, entry["stage"], entry["routes"])
+    for table, layout in entry["layout"].items():
+        shapes = {s: {n: torch.Size(shape) for n, shape in p.items()} for s, p in layout.items()}
+        bank.table(table, shapes, getattr(torch, entry["kinds"][table]))
+    return bank
+
+
+def save(folder: Path, bundle: dict[str, Any]) -> None:
+    """Makes these contents the bundle, in one rename, and then drops files that it no longer names."""
+    write_json(folder / "bundle.json", {"format": FORMAT} | bundle)
+    used = {name for t in [*bundle["tasks"].values(), bundle.get("shared") or {}] for name in (t.get("file"), t.get("corpus"))}
+    for path in folder.iterdir():
+        if path.name != "bundle.json" and path.name not in used and path.suffix in (".safetensors", ".jsonl"):
+            path.unlink()
+
+
+def open_bundle(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder and content of a run's or a bundle's bundle.json. InputError when there is none, or it is too new."""
+    folders = [p for p in (path / "bundle", path) if (p / "bundle.json").is_file()]
+    if not folders:
+        if (path / "plan.json").is_file():
+            raise InputError(f"{path} is a run that is not finished: go on with anabranch fit PLAN --out {path} --resume")
+        near = [p.parent.name for p in path.parent.glob("*/bundle/bundle.json")] if path.parent.is_dir() else []
+        raise InputError(f"{path} is not a run or a bundle: no bundle.json in it{nearest(path.name, near)}")
+    bundle = read_json(folders[0] / "bundle.json")
+    if not isinstance(bundle, dict) or not isinstance(bundle.get("format"), int):
+        raise WorkError(f"{folders[0] / 'bundle.json'} is damaged: it names no format")
+    if bundle["format"] > FORMAT:
+        raise InputError(f"{folders[0]} has format {bundle['format']}, this version reads up to {FORMAT}: pip install -U anabranch")
+    return folders[0], bundle
+
+
+def same_backbone(backbone: Backbone, bundle: Mapping[str, Any], path: Path) -> None:
+    made = bundle["backbone"]
+    if made["fingerprint"] != backbone.fingerprint:
+        raise InputError(
+            f"{path} was made for backbone {made['id']} with fingerprint {made['fingerprint'][:8]}, got {backbone.id} with"
+            f" {backbone.fingerprint[:8]}: its deltas would not fit; use the same weights"
+        )
