@@ -144,15 +144,19 @@ def test_slots_of_a_row_add_up_with_their_weights(delta):
     close(one, f(x) + torch.stack([2 * alone[1][0], 0 * alone[2][1], -alone[3][2]]))
 
 
-def test_compiled_it_is_switched_by_the_route():
-    f, inputs = backbone("bert", blocks=1), batch("bert")
-    adapted = Adapted(f, [bank(f, "lora"), bank(f, "offset")])  # hooks are in place before compiling: later ones are ignored
+def test_compiled_it_is_switched_by_the_route_and_trains():
+    f, inputs = Mlp(), {"x": torch.randn(5, 6)}
+    banks = [bank(f, {"lora": {"rank": 2}}, at="body.2"), bank(f, "offset", at="head")]
+    adapted = Adapted(f, banks)  # its hooks are in place before compiling: later ones are ignored
+    source = adapted.sources[0]["own"] = banks[0].tables["own"].data.clone().requires_grad_()
     torch._dynamo.reset()
-    compiled = torch.compile(adapted, backend="eager", fullgraph=True, dynamic=False)
-    with torch.no_grad():
-        assert torch.equal(compiled(inputs).last_hidden_state, f(**inputs).last_hidden_state)
-        for routes in (Route.to(IDS), [None, Route.to(IDS)], Route.to([[1, 2]] * 5), None):
-            close(compiled(inputs, routes).last_hidden_state, adapted(inputs, routes).last_hidden_state)
+    compiled = torch.compile(adapted, backend="aot_eager", fullgraph=True, dynamic=False)
+    for routes in (None, Route.to(IDS), [None, Route.to(IDS)], Route.to([[1, 2]] * 5), None):
+        want, got = adapted(inputs, routes), compiled(inputs, routes)
+        close(got, want)
+        if isinstance(routes, Route):
+            grads = [torch.autograd.grad((y**2).sum(), source)[0] for y in (want, got)]
+            close(*grads)
     torch._dynamo.reset()
 
 

@@ -75,6 +75,21 @@ class Backbone:
             rows.append(Tokens(tuple(ids) or (self.pad,), tuple(starts.get(w, 0) for w in range(reach)), cut))
         return rows
 
+    def spoken(self, texts: Sequence[str], said: Sequence[str | None], longest: int | None = None) -> list[Tokens]:
+        """Tokens of a text and of what f is to say after it, which ends with the end token; ``starts`` is where that begins.
+
+        A text that leaves no room for the answer loses its beginning. Without an answer (None) there is the text only.
+        """
+        limit, end = min(longest or self.longest, self.longest), self.tokenizer.eos_token_id
+        asked = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        told = self.tokenizer([s or "" for s in said], add_special_tokens=False)["input_ids"]
+        rows = []
+        for a, t, s in zip(asked, told, said, strict=True):
+            rest = [] if s is None else [*t[: limit // 2], end]
+            front = (a or [end])[-(limit - max(len(rest), limit // 4)) :]
+            rows.append(Tokens((*front, *rest), (len(front),), len(front) < len(a)))
+        return rows
+
     @property
     def pad(self) -> int:
         return int(self.tokenizer.pad_token_id or 0)

@@ -70,7 +70,15 @@ class Run:
         rows = {split: [part.units and [[self.features.tokens[u].ids for u in row] for row in part.units], str(part.labels)]
                 for split, part in job.parts.items()}  # fmt: skip
         cards = [store.bank_card(bank) for bank in self.banks]
-        facts = [job.name, job.metric, vars(job.kind), digest(rows), self.plan.seed, self.backbone.fingerprint, str(self.backbone.dtype)]
+        facts = [
+            job.name,
+            job.metric,
+            vars(job.kind),
+            digest(rows),
+            self.plan.seed,
+            self.backbone.fingerprint,
+            str(self.backbone.dtype),
+        ]
         return digest(__version__, facts, cards, self.rates, list(more))
 
 
@@ -99,6 +107,7 @@ def fit(
     backbone = backbone_of(plan.backbone, machine["dtype"], longest)
     banks, rates = banks_of(plan, backbone)
     depth = max(0, min((s.depth for bank in banks for s in bank.sites), default=0))
+    depth = 0 if any(task.kind == "generate" for task in tasks.values()) else depth  # speaking needs all of f
     run = Run(plan, out, told, machine, tasks, backbone, Features(backbone, out / "work" / "features", depth), banks, rates)
     run.jobs = {name: job_of(task, run.features) for name, task in tasks.items()}
     if dry:
@@ -144,7 +153,9 @@ def claim(out: Path, plan: Plan, resume: bool, overwrite: bool) -> None:
         old = read_json(out / "plan.json")
         differ = sorted(k for k in {*old, *said} if old.get(k) != said.get(k))
         if differ:
-            raise InputError(f"{out} was made by another plan, which differs in {', '.join(differ)}: use that plan, or --overwrite")
+            raise InputError(
+                f"{out} was made by another plan, which differs in {', '.join(differ)}: use that plan, or --overwrite"
+            )
     write_json(out / "plan.json", said)
 
 
@@ -153,7 +164,9 @@ def banks_of(plan: Plan, backbone: Backbone) -> tuple[list[Bank], list[float]]:
     entries = plan.delta if isinstance(plan.delta, list) else [plan.delta]
     gate = make("gate", plan.gate)
     if not gate.plain:
-        raise InputError(f"fit gives every task its own slot, which is gate by_task; {plan.gate!r} routes over a library of slots")
+        raise InputError(
+            f"fit gives every task its own slot, which is gate by_task; {plan.gate!r} routes over a library of slots"
+        )
     banks, rates = [], []
     for i, entry in enumerate(entries):
         entry = {entry: {}} if isinstance(entry, str) else dict(entry)
@@ -188,10 +201,18 @@ def costs(run: Run) -> dict[str, float]:
     f, d, blocks = run.features, run.backbone.d, run.backbone.blocks
     above = blocks - f.tail
     every = sum(f.length(u) for u in range(len(f.tokens)))
-    part = {s: sum(f.length(u) for job in run.jobs.values() for row in job.parts[s].units for u in row) for s in ("train", "valid", "test")}
+    part = {
+        s: sum(f.length(u) for job in run.jobs.values() for row in job.parts[s].units for u in row)
+        for s in ("train", "valid", "test")
+    }
     once = lambda tokens, passes: seconds(tokens, above, d, run.machine, passes)  # noqa: E731
     training = once(part["train"], 3) * EPOCHS + once(part["valid"], 1) * EPOCHS + once(part["test"], 1)
-    return {"features": seconds(every, blocks, d, run.machine), "probe": 0.3 * len(run.jobs), "delta": training, "share": training}
+    return {
+        "features": seconds(every, blocks, d, run.machine),
+        "probe": 0.3 * len(run.jobs),
+        "delta": training,
+        "share": training,
+    }
 
 
 def estimate(run: Run, stages: Sequence[str]) -> dict[str, Any]:
@@ -252,7 +273,9 @@ def delta(run: Run) -> None:
         epochs = epochs_of(run, job)
         todo.append((job, head, epochs, run.key(job, epochs)))
     count = 0
-    for learner in trainer.run(todo, lambda m: run.told("delta", count, len(todo), f"{m.job.name}, pass {m.epoch} of {m.epochs}")):
+    for learner in trainer.run(
+        todo, lambda m: run.told("delta", count, len(todo), f"{m.job.name}, pass {m.epoch} of {m.epochs}")
+    ):
         job, count = learner.job, count + 1
         run.rungs[job.name].append(served(run, trainer, "delta", job, learner.best, learner))
         run.curves[job.name] = learner.curve
@@ -300,9 +323,6 @@ def shared(run: Run) -> None:
     from anabranch.core.balance import lift
 
     trainer, pairs = trainer_of(run), learnable(run)
-    pairs = [(job, head) for job, head in pairs if head]
-    if len(pairs) < 2:
-        return
     balance = lift(make("balance", run.plan.balance or "mean"))
     epochs = min(epochs_of(run, job) for job, _ in pairs)
     key = digest([run.key(job, epochs) for job, _ in pairs], str(run.plan.balance))
@@ -335,8 +355,15 @@ def finish(run: Run) -> tuple[dict[str, Any], dict[str, Rung]]:
         "dtype": str(run.backbone.dtype)[6:],
         "banks": banks,
         "tasks": records,
-        "shared": {"file": store.put(folder, {f"slot/{n}": t for n, t in slot.items()}), "tasks": users} if slot and users else None,
-        "made": {"anabranch": __version__, "torch": torch.__version__, "seed": run.plan.seed, "plan": run.plan.model_dump(mode="json")},
+        "shared": {"file": store.put(folder, {f"slot/{n}": t for n, t in slot.items()}), "tasks": users}
+        if slot and users
+        else None,
+        "made": {
+            "anabranch": __version__,
+            "torch": torch.__version__,
+            "seed": run.plan.seed,
+            "plan": run.plan.model_dump(mode="json"),
+        },
     }
     store.save(folder, bundle)
     return bundle, chosen

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anabranch.engine.features import Features
+from anabranch.errors import InputError
 from anabranch.task import kind as kinds
 from anabranch.task.data import Rows, Task
 from anabranch.task.kind import Kind
@@ -64,7 +65,11 @@ def job_of(task: Task, features: Features) -> Job:
         rows: Rows = getattr(task, split)
         rows = rows.take([i for i, y in enumerate(rows.label) if y is not None])
         units = kind.units(rows)
-        flat = iter(features.add(features.backbone.tokens([u for row in units for u in row], task.max_length)))
+        if kind.speaks:
+            rows_tokens = features.backbone.spoken(rows.text, rows.label, task.max_length)
+        else:
+            rows_tokens = features.backbone.tokens([u for row in units for u in row], task.max_length)
+        flat = iter(features.add(rows_tokens))
         y = [kind.target(label) for label in rows.label] if kind.width(1)[0] or task.corpus else []
         same = bool(y) and not kind.words
         parts[split] = Part([[next(flat) for _ in row] for row in units], torch.stack(y) if same else y, rows.label)
@@ -72,6 +77,10 @@ def job_of(task: Task, features: Features) -> Job:
     documents = dict(zip(task.corpus or {}, features.add(features.backbone.tokens(texts, task.max_length)), strict=True))
     metric = task.metric or default_metric(task, kind)
     find_metric(metric)
+    if kind.speaks and not features.backbone.causal:
+        raise InputError(
+            f"task {task.name}: kind generate needs a causal backbone (GPT-2, Llama, ...), got {features.backbone.id}"
+        )
     return Job(task.name, kind, metric, parts, documents, task.weight, task)
 
 

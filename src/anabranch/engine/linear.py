@@ -1,26 +1,66 @@
 """The probe stage: a linear head per task on frozen features; and how outputs become answers and scores."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from anabranch.core.adapt import Adapted
+from anabranch.core.route import Route
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, Part, apply
 from anabranch.task.kind import Kind
 from anabranch.task.kind._base import Post
 from anabranch.task.metrics import score
 
-View = Callable[[Sequence[int]], Tensor]  # units -> features, [units, d] or of their words [words, d]
+
+class View(Protocol):
+    """How a task sees its units under one slot: as features, [units, d] or of their words [words, d], or as what f says."""
+
+    def __call__(self, units: Sequence[int]) -> Tensor: ...
+
+    def speak(self, units: Sequence[int]) -> list[str]: ...
+
+
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)  # inverse strength C, as in scikit-learn's LogisticRegression
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """f's own features, as the features stage kept them."""
+
+    features: Features
+    words: bool
+
+    def __call__(self, units: Sequence[int]) -> Tensor:
+        if self.words:
+            return torch.cat([self.features.words[u].float() for u in units])  # type: ignore[union-attr]
+        return self.features.vectors[list(units)]
+
+    def speak(self, units: Sequence[int]) -> list[str]:
+        return speak(self.features, Adapted(self.features.backbone.f, []), units, None)
+
+
 def frozen(features: Features, job: Job) -> View:
-    """f's own features of a job's units."""
-    if job.kind.words:
-        return lambda units: torch.cat([features.words[u].float() for u in units])  # type: ignore[union-attr]
-    return lambda units: features.vectors[list(units)]
+    return Frozen(features, job.kind.words)
+
+
+@torch.no_grad()
+def speak(features: Features, adapted: Adapted, units: Sequence[int], slot: int | None, most: int = 32) -> list[str]:
+    """What f goes on to say after each unit's text, greedily, at most ``most`` tokens; rows of equal length together."""
+    out, b = [""] * len(units), features.backbone
+    fronts = [features.tokens[u].ids[: features.tokens[u].starts[0]] for u in units]
+    for length in sorted({len(front) for front in fronts}):
+        rows = [i for i, front in enumerate(fronts) if len(front) == length]
+        ids = torch.tensor([fronts[i] for i in rows])
+        adapted.routes = [None if slot is None else Route.to([slot] * len(rows)) for _ in adapted.banks]
+        found = adapted.f.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False,
+                                   pad_token_id=b.pad)  # type: ignore[operator] # fmt: skip
+        for i, row in zip(rows, b.tokenizer.batch_decode(found[:, length:], skip_special_tokens=True), strict=True):
+            out[i] = row.strip()
+    return out
 
 
 def inputs(job: Job, rows: Sequence[Sequence[int]], view: View, counts: Sequence[int]) -> Tensor:
@@ -87,6 +127,9 @@ def answers(job: Job, part: Part, features: Features, view: View, head: Head, po
     """Predictions in the label encoding, and their scores, of all rows of a part."""
     if not len(part):
         return [], []
+    if job.kind.speaks:
+        said = view.speak([row[0] for row in part.units])
+        return said, said
     if job.documents:
         ids = list(job.documents)
         index = torch.nn.functional.normalize(view(list(job.documents.values())), dim=-1)

@@ -13,7 +13,7 @@ from anabranch.engine.backbone import Backbone
 from anabranch.engine.backbone import load as load_backbone
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, apply
-from anabranch.engine.linear import ranked
+from anabranch.engine.linear import ranked, speak
 from anabranch.engine.store import bank_of, corpus_of, get, open_bundle, parts_of, same_backbone, unpack
 from anabranch.engine.train import encode
 from anabranch.errors import InputError, nearest
@@ -58,7 +58,7 @@ class Model:
             bank.add([{s.key: tree[f"{i}/{s.key}"] for s in bank.sites} for tree in trees])
             bank.to(backbone.dtype)
         depth = min((s.depth for bank in self.banks for s in bank.sites), default=0)
-        self.tail = max(0, depth)
+        self.tail = 0 if any(s.kind.speaks for s in self.served.values()) else max(0, depth)
         self.adapted = Adapted(backbone.f, self.banks, self.tail)
 
     @property
@@ -67,7 +67,9 @@ class Model:
 
     def __repr__(self) -> str:
         rungs = ", ".join(f"{n} ({s.record['kind']}, {s.record['rung']})" for n, s in list(self.served.items())[:8])
-        return f"Model({self.bundle['backbone']['id']}, {len(self.served)} tasks: {rungs}{', ...' if len(self.served) > 8 else ''})"
+        return (
+            f"Model({self.bundle['backbone']['id']}, {len(self.served)} tasks: {rungs}{', ...' if len(self.served) > 8 else ''})"
+        )
 
     def task(self, name: str) -> Served:
         if name not in self.served:
@@ -112,7 +114,13 @@ class Model:
             live = Features(self.backbone, None, self.tail)
             plan, flat, slots = [], list[int](), list[int]()
             for j, (served, rows) in enumerate(asked):
-                if served.kind.words is words:
+                if served.kind.speaks and not words:
+                    asking = live.add(
+                        self.backbone.spoken([r["text"] for r in rows], [None] * len(rows), served.record.get("max_length"))
+                    )
+                    answers = speak(live, self.adapted, asking, served.slot)
+                    out[j] = answers, answers
+                elif served.kind.words is words and not served.kind.speaks:
                     units = served.kind.units(rows_of(rows))
                     ids = live.add(self.backbone.tokens([u for row in units for u in row], served.record.get("max_length")))
                     plan.append((j, served, rows, [len(row) for row in units], ids))
@@ -123,12 +131,14 @@ class Model:
                 out[j] = self._answer(served, rows, mine, [len(m) for m in mine] if words else counts)
         return [out[j] for j in range(len(asked))]
 
-    def _answer(self, served: Served, rows: Sequence[Mapping[str, Any]], z: list[Tensor], counts: list[int]) -> tuple[list[Any], list[Any]]:
+    def _answer(
+        self, served: Served, rows: Sequence[Mapping[str, Any]], z: list[Tensor], counts: list[int]
+    ) -> tuple[list[Any], list[Any]]:
         if not rows:
             return [], []
         x = torch.cat(z)
         if served.corpus is not None:
-            return ranked(torch.nn.functional.normalize(x, dim=-1), self.index(served), list(served.corpus))
+            return ranked(torch.nn.functional.normalize(x, dim=-1), self.index_of(served), list(served.corpus))
         pred, scores = served.kind.answer(apply(served.head, served.kind.join(x, counts)), counts, served.post)
         if served.kind.words:
             common, whole = served.record["common"], [len(row["tokens"]) for row in rows]
@@ -136,7 +146,7 @@ class Model:
             scores = [s + [0.0] * (n - len(s)) for s, n in zip(scores, whole, strict=True)]
         return pred, scores
 
-    def index(self, served: Served) -> Tensor:
+    def index_of(self, served: Served) -> Tensor:
         """The corpus of a retrieval task as unit vectors [documents, d], made at first use."""
         if served.index is None:
             assert served.corpus is not None
@@ -219,6 +229,3 @@ def backbone_of(name: str, dtype: str, longest: int = 128) -> Backbone:
         backbone.f.to(getattr(torch, dtype))
         _BACKBONES[key] = backbone
     return _BACKBONES[key]
-
-
-

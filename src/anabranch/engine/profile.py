@@ -15,7 +15,12 @@ FASTER = 1.3  # bf16 is taken from this ratio on; below it fp32's extra digits a
 
 def profile() -> dict[str, Any]:
     """``{"dtype": "bfloat16" | "float32", "gigaflops": of a matrix product in it, "threads"}``."""
-    here = {"torch": torch.__version__, "machine": platform.processor(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+    here = {
+        "torch": torch.__version__,
+        "machine": platform.processor(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
     path = cache_dir() / f"profile-{digest(here)}.json"
     try:
         return dict(read_json(path))

@@ -153,7 +153,9 @@ def open_bundle(path: Path) -> tuple[Path, dict[str, Any]]:
     if not isinstance(bundle, dict) or not isinstance(bundle.get("format"), int):
         raise WorkError(f"{folders[0] / 'bundle.json'} is damaged: it names no format")
     if bundle["format"] > FORMAT:
-        raise InputError(f"{folders[0]} has format {bundle['format']}, this version reads up to {FORMAT}: pip install -U anabranch")
+        raise InputError(
+            f"{folders[0]} has format {bundle['format']}, this version reads up to {FORMAT}: pip install -U anabranch"
+        )
     return folders[0], bundle
 
 
@@ -164,3 +166,8 @@ def same_backbone(backbone: Backbone, bundle: Mapping[str, Any], path: Path) -> 
             f"{path} was made for backbone {made['id']} with fingerprint {made['fingerprint'][:8]}, got {backbone.id} with"
             f" {backbone.fingerprint[:8]}: its deltas would not fit; use the same weights"
         )
+
+
+def copy(old: Path, new: Path) -> None:
+    """A checked file of one bundle into another."""
+    write(new, lambda part: part.write_bytes(old.read_bytes()))

@@ -19,7 +19,7 @@ from anabranch.core.route import Route
 from anabranch.engine.cache import digest, read_tensors, write_tensors
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, Part, apply
-from anabranch.engine.linear import View, answers, measure, outputs, rounded
+from anabranch.engine.linear import View, answers, measure, outputs, rounded, speak
 
 ROWS, TOKENS, WARM = 32, 8192, 0.1  # rows of one task in a step; tokens of all in a step; share of steps to full rate
 HEAD_LR = 5e-3
@@ -52,11 +52,40 @@ def encode(features: Features, adapted: Adapted, units: Sequence[int], slots: Se
     return out
 
 
+def said(features: Features, adapted: Adapted, job: Job, units: Sequence[int], slot: int) -> Tensor:
+    """The mean loss of the answers that units of kind generate hold."""
+    losses = []
+    for length in sorted({features.length(u) for u in units}):
+        batch = [u for u in units if features.length(u) == length]
+        inputs, _ = features.entry(batch)
+        out = adapted(inputs | {"use_cache": False}, Route.to([slot] * len(batch)))
+        place = torch.arange(inputs["input_ids"].shape[1])
+        begin = torch.tensor([features.tokens[u].starts[0] for u in batch])[:, None]
+        truth = torch.where((place >= begin) & inputs["attention_mask"].bool(), inputs["input_ids"], -100)
+        losses.append(job.kind.loss(out.logits, truth, ()))
+    return torch.cat(losses).mean()
+
+
 def learned(job: Job, part: Part) -> list[list[int]]:
     """The units of each row in training: a query is learned with a document that belongs to it."""
     if not job.documents:
         return part.units
     return [[*row, job.documents[label[0]]] for row, label in zip(part.units, part.labels, strict=True)]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A :class:`View` through slot 1 of ``adapted.sources``."""
+
+    features: Features
+    adapted: Adapted
+    words: bool
+
+    def __call__(self, units: Sequence[int]) -> Tensor:
+        return torch.cat(encode(self.features, self.adapted, units, [1] * len(units), self.words))
+
+    def speak(self, units: Sequence[int]) -> list[str]:
+        return speak(self.features, self.adapted, units, 1)
 
 
 @dataclass
@@ -170,22 +199,27 @@ class Trainer:
 
     def losses(self, work: Sequence[tuple[Learner, list[int]]], heads: Sequence[Head], slots: Sequence[int]) -> list[Tensor]:
         """The mean loss of each learner's rows."""
-        out: list[Tensor] = []
+        out: dict[int, Tensor] = {}
         for words in (False, True):
-            mine = [j for j, (learner, _) in enumerate(work) if learner.job.kind.words is words]
+            mine = [j for j, (learner, _) in enumerate(work) if learner.job.kind.words is words and not learner.job.kind.speaks]
             rows = {j: [learned(work[j][0].job, work[j][0].job.parts["train"])[r] for r in work[j][1]] for j in mine}
             flat = [(u, slots[j]) for j in mine for row in rows[j] for u in row]
             if not flat:
                 continue
-            z = iter(encode(self.features, self.adapted, *zip(*flat, strict=True), words))  # type: ignore[misc, call-arg]
+            units, owners = zip(*flat, strict=True)
+            z = iter(encode(self.features, self.adapted, units, owners, words))
             for j in mine:
                 job = work[j][0].job
                 counts = job.counts(self.features, rows[j])
                 x = job.kind.join(torch.cat([next(z) for row in rows[j] for _ in row]), [len(r) for r in rows[j]])
                 y = job.parts["train"].y
                 y = y[work[j][1]] if isinstance(y, Tensor) else [y[r] for r in work[j][1]]
-                out.append((j, job.kind.loss(apply(heads[j], x), y, counts).mean()))  # type: ignore[arg-type]
-        return [loss for _, loss in sorted(out, key=lambda pair: pair[0])]  # type: ignore[misc, index]
+                out[j] = job.kind.loss(apply(heads[j], x), y, counts).mean()
+        for j in range(len(work)):
+            if j not in out:
+                units = [work[j][0].job.parts["train"].units[r][0] for r in work[j][1]]
+                out[j] = said(self.features, self.adapted, work[j][0].job, units, slots[j])
+        return [out[j] for j in range(len(work))]
 
     def update(self, learner: Learner, grads: dict[str, Tensor]) -> None:
         """Clipped Adam (Kingma and Ba 2015, arXiv:1412.6980) on one learner's numbers."""
@@ -203,10 +237,9 @@ class Trainer:
                 learner.theta[n] = learner.theta[n] - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
 
     def view(self, learner: Learner) -> View:
-        """Features of units under a learner's slot."""
+        """Features of units under a learner's slot, until the next step or view."""
         self.place([learner], leaves=False)
-        words = learner.job.kind.words
-        return lambda units: torch.cat(encode(self.features, self.adapted, units, [1] * len(units), words))
+        return Slot(self.features, self.adapted, learner.job.kind.words)
 
     @torch.no_grad()
     def close(self, learner: Learner, key: str) -> None:

@@ -26,6 +26,7 @@ class Kind(ABC):
 
     metric: ClassVar[str] = "accuracy"
     words: ClassVar[bool] = False  # features are per word, not per text
+    speaks: ClassVar[bool] = False  # the answer is a text that f itself continues with
 
     @abstractmethod
     def units(self, rows: Rows) -> list[list[Unit]]:

@@ -1,0 +1,295 @@
+"""The command line: ``anabranch COMMAND``. Arguments come from signatures; nothing heavy is imported before it is needed."""
+
+import json as jsonlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+import yaml
+from rich.console import Group
+
+from anabranch.command import command, progress, put, resumable
+from anabranch.errors import InputError, nearest
+from anabranch.report import table
+
+BATCH = 1024  # lines of stdin that are answered together
+QUESTIONS = (
+    "sort an array along an axis",
+    "fit a line to points by least squares",
+    "compute the shortest path between two nodes of a graph",
+)
+
+Run = Annotated[Path, typer.Argument(help="The folder that fit made, or its bundle.")]
+Out = Annotated[Path, typer.Option(help="The folder to write.")]
+PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan (YAML), a folder of data, or a data file.")]
+OnError = Annotated[Literal["stop", "skip"], typer.Option(help="At a wrong row: stop, or count it and go on.")]
+
+app = typer.Typer(
+    name="anabranch", help="Adapt ONE pretrained backbone to MANY tasks, in one bundle.", no_args_is_help=True,
+    add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+data_app = typer.Typer(help="Look at data before anything is fitted.", no_args_is_help=True)
+atlas_app, cache_app = typer.Typer(), typer.Typer()
+for name, child in (("data", data_app), ("atlas", atlas_app), ("cache", cache_app)):
+    app.add_typer(child, name=name)
+
+
+def main(args: list[str] | None = None) -> None:
+    for stream in (sys.stdout, sys.stderr):  # JSON lines are UTF-8 everywhere; an odd file name must not end in a traceback
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    app(args, prog_name="anabranch")
+
+
+@command(app)
+def init(folder: Annotated[Path, typer.Argument(help="A task folder, a data file, or a folder of these.")]) -> Any:
+    """Write a plan for the data in FOLDER to stdout."""
+    from anabranch.task.plan import write_plan
+
+    text = write_plan(folder)
+    return yaml.safe_load(text), text
+
+
+@command(app)
+def fit(
+    plan: PlanFile, out: Out,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run is.")] = False,
+    dry: Annotated[bool, typer.Option("--dry", help="Say rows, minutes and megabytes, and write nothing.")] = False,
+    on_error: OnError = "stop", *, json: bool, device: str,
+) -> Any:  # fmt: skip
+    """Fit every task of a plan into one bundle, OUT/bundle."""
+    from anabranch.task.plan import read_plan
+
+    if resume and overwrite:
+        raise InputError("--resume goes on and --overwrite starts anew: give one of them")
+    checked = read_plan(plan)  # before anything heavy is imported
+    more = [*(["--on-error", on_error] if on_error != "stop" else []), *(["--device", device] if device != "cpu" else [])]
+    with resumable("fit", plan, "--out", out, "--resume", *more), progress(json) as told:
+        from anabranch.engine.fit import fit
+
+        found = fit(checked, out, resume=resume, overwrite=overwrite, dry=dry, on_error=on_error, device=device, told=told)
+    return found, table.dry(found) if dry else table.run(found, out)
+
+
+@command(app)
+def evaluate(
+    run: Run, data: Annotated[Path, typer.Option(help="A folder of task folders.")], on_error: OnError = "stop", *, device: str
+) -> Any:
+    """Score a bundle on the test rows of task folders."""
+    from anabranch.engine.model import load
+
+    found = load(run, device).evaluate(data, on_error)
+    return found, table.evaluated(found)
+
+
+@command(app)
+def predict(
+    run: Run, task: Annotated[str, typer.Option(help="A task, or all.")], on_error: OnError = "stop", *, device: str
+) -> None:
+    """Answer rows: JSON lines on stdin, one answer a line on stdout, in the same order."""
+    from anabranch.engine.model import load
+
+    model = load(run, device)
+    if task != "all" and task not in model.tasks:
+        raise InputError(f"no task {task!r} in {run}{nearest(task, [*model.tasks, 'all'])}")
+    wrong = 0
+    for number, answer in answered(model, task, sys.stdin.buffer):
+        if isinstance(answer, InputError):
+            wrong += 1
+            answer = {"error": f"stdin, line {number}: {answer}"}
+            if on_error == "stop":
+                raise InputError(answer["error"])
+        put(jsonlib.dumps(answer, ensure_ascii=False))
+    if wrong:
+        sys.stderr.write(f"wrong lines, skipped: {wrong}\n")
+
+
+def answered(model: Any, task: str, lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
+    """(line, answer or InputError) of every line, in order."""
+    numbered = enumerate(lines, 1)
+    while batch := list(islice(numbered, BATCH)):
+        rows = [row_of(line, number) for number, line in batch]
+        found = iter(each(model, task, [row for row in rows if not isinstance(row, InputError)]))
+        for (number, _), row in zip(batch, rows, strict=True):
+            yield number, row if isinstance(row, InputError) else next(found)
+
+
+def row_of(line: bytes, number: int) -> dict[str, Any] | InputError:
+    try:
+        row = jsonlib.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        jsonlib.dumps(row, ensure_ascii=False).encode()  # half of a character, "\ud800": no tokenizer takes it
+    except jsonlib.JSONDecodeError as error:
+        return InputError(f"broken JSON at column {error.colno}: {error.msg}")
+    except (ValueError, RecursionError) as error:
+        return InputError(f"broken JSON: {error}")
+    return row if isinstance(row, dict) else InputError(f'expected an object such as {{"text": "..."}}, got {line!r:.60}')
+
+
+def each(model: Any, task: str, rows: list[dict[str, Any]]) -> list[Any]:
+    """An answer or InputError for each row. A wrong row makes the model refuse its batch: halves find it."""
+    try:
+        return model.predict(task, rows) if rows else []
+    except InputError as error:
+        if len(rows) == 1:
+            return [InputError(str(error).removeprefix("row 1: "))]
+        half = len(rows) // 2
+        return each(model, task, rows[:half]) + each(model, task, rows[half:])
+
+
+@command(app)
+def add(run: Run, plan: PlanFile, on_error: OnError = "stop", *, json: bool) -> Any:
+    """Add the tasks of a plan to a bundle; not one bit of its other tasks changes."""
+    from anabranch.task.plan import read_plan
+
+    checked = read_plan(plan)
+    with progress(json) as told:
+        from anabranch.engine.change import add
+
+        found = add(run, checked, on_error=on_error, told=told)
+    return found, table.changed(found)
+
+
+@command(app)
+def remove(run: Run, task: str) -> Any:
+    """Remove a task from a bundle."""
+    from anabranch.engine.change import remove
+
+    found = remove(run, task)
+    return found, table.changed(found)
+
+
+@command(app)
+def merge(
+    run: Run,
+    merge: Annotated[str, typer.Option(help="A merge, such as ties or 'ties: {density: 0.3}'.")],
+    tasks: Annotated[str | None, typer.Option(help="Tasks, as a,b,c; all unless told.")] = None,
+    name: Annotated[str, typer.Option(help="What the merged delta is called.")] = "merged",
+    *, json: bool,
+) -> Any:  # fmt: skip
+    """Merge the deltas of tasks into one that serves them all, and score it beside each task's own."""
+    from anabranch.task.plan import method
+
+    try:
+        spec = yaml.safe_load(merge)
+    except yaml.YAMLError:
+        raise InputError(f"--merge is a name or 'NAME: {{setting: value}}', got {merge!r}") from None
+    method("merge", spec)
+    with progress(json) as told:
+        from anabranch.engine.change import merge as merged
+
+        found = merged(run, spec, tasks=[t.strip() for t in tasks.split(",")] if tasks else None, name=name, told=told)
+    return found, table.merged(found)
+
+
+@command(app)
+def export(
+    run: Run, task: str, out: Out,
+    merged: Annotated[bool, typer.Option("--merged", help="A plain Hugging Face checkpoint (the default).")] = False,
+    peft: Annotated[bool, typer.Option("--peft", help="An adapter for the peft package.")] = False,
+) -> Any:  # fmt: skip
+    """Write one task for other programs."""
+    if merged and peft:
+        raise InputError("--merged and --peft are two forms: give one of them")
+    from anabranch.engine.change import export
+
+    found = export(run, task, out, "peft" if peft else "merged")
+    return found, table.facts(found)
+
+
+@command(app)
+def report(run: Run) -> Any:
+    """Show the results of a run."""
+    found = table.read(run)
+    return found, table.run(found, run)
+
+
+@command(app)
+def demo(out: Out, seed: Annotated[int, typer.Option(help="Of data and training.")] = 0, *, json: bool, device: str) -> Any:
+    """Fit eight tasks on the docstrings of the installed libraries, then find functions by English sentences."""
+    with resumable("demo", "--out", out, "--seed", seed), progress(json) as told:
+        from anabranch.engine.fit import fit
+        from anabranch.engine.model import load
+        from anabranch.world.docstrings import docstrings
+
+        names = docstrings(out / "data", seed=seed)["tasks"]
+        tasks = {name: {"data": str(out / "data" / name)} for name in names}
+        plan = {"backbone": "minilm", "seed": seed, "tasks": tasks, "budget": {"minutes": 3, "kilobytes_per_task": 200}}
+        found = fit(plan, out, resume=True, device=device, told=told)
+    answers = load(out, device).predict(["library", "area", "find"], [{"text": question} for question in QUESTIONS])
+    replies = [reply(question, answer) for question, answer in zip(QUESTIONS, answers, strict=True)]
+    return found | {"answers": replies}, Group(table.run(found, out), table.answers(replies))
+
+
+def reply(question: str, answer: Mapping[str, Any]) -> dict[str, Any]:
+    functions = [document["id"] for document in answer["find"]["prediction"][:3]]
+    return {"text": question} | {name: answer[name]["prediction"] for name in ("library", "area")} | {"functions": functions}
+
+
+@command(data_app)
+def check(plan: PlanFile) -> Any:
+    """Read all data of a plan: counts, and every problem with its file, line and column. Exit code 2 if there is one."""
+    from anabranch.task.data import check_data
+
+    found = check_data(plan)
+    return found, table.checked(found)
+
+
+@command(atlas_app, "")
+def atlas(context: typer.Context, *, json: bool) -> Any:
+    """The catalogue of papers: what each does, how to use it here, and whether its claim held."""
+    return None if context.invoked_subcommand else listed(json=json)
+
+
+@command(atlas_app, "list")
+def listed(*, json: bool) -> Any:
+    """All families with their counts."""
+    from anabranch.atlas.show import overview
+
+    found = overview(json)
+    return found, found
+
+
+@command(atlas_app)
+def show(id: str, *, json: bool) -> Any:
+    """All that is known about a row."""
+    from anabranch.atlas import show
+
+    found = show.show(id, json)
+    return found, found
+
+
+@command(atlas_app)
+def search(words: list[str], *, json: bool) -> Any:
+    """The rows nearest in meaning to some words."""
+    from anabranch.atlas.show import found
+
+    rows = found(" ".join(words), json)
+    return rows, rows
+
+
+@command(cache_app, "")
+def cache(context: typer.Context) -> Any:
+    """The user's cache: where it is and what it holds."""
+    if context.invoked_subcommand:
+        return None
+    from anabranch.engine.cache import cache_dir
+
+    sizes = [path.stat().st_size for path in cache_dir().rglob("*") if path.is_file()]
+    found = {"folder": str(cache_dir()), "files": len(sizes), "megabytes": round(sum(sizes) / 1e6, 3)}
+    return found, table.facts(found)
+
+
+@command(cache_app)
+def clear() -> Any:
+    """Empty it."""
+    from anabranch.engine.cache import cache_dir, clear
+
+    found = {"folder": str(cache_dir()), "freed_megabytes": round(clear() / 1e6, 3)}
+    return found, table.facts(found)
+
+
+if __name__ == "__main__":
+    main()
