@@ -119,13 +119,15 @@ def answered(model: Any, task: str, lines: Iterable[bytes]) -> Iterator[tuple[in
 
 def row_of(line: bytes, number: int) -> dict[str, Any] | InputError:
     try:
-        row = jsonlib.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        row = jsonlib.loads(line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8"))
         jsonlib.dumps(row, ensure_ascii=False).encode()  # half of a character, "\ud800": no tokenizer takes it
     except jsonlib.JSONDecodeError as error:
         return InputError(f"broken JSON at column {error.colno}: {error.msg}")
     except (ValueError, RecursionError) as error:
         return InputError(f"broken JSON: {error}")
-    return row if isinstance(row, dict) else InputError(f'expected an object such as {{"text": "..."}}, got {line!r:.60}')
+    if isinstance(row, dict):
+        return row
+    return InputError(f'expected an object such as {{"text": "..."}}, got {jsonlib.dumps(row)[:60]}')
 
 
 def each(model: Any, task: str, rows: list[dict[str, Any]]) -> list[Any]:
@@ -145,7 +147,8 @@ def add(run: Run, plan: PlanFile, on_error: OnError = "stop", *, json: bool) -> 
     from anabranch.task.plan import read_plan
 
     checked = read_plan(plan)
-    with progress(json) as told:
+    more = ["--on-error", on_error] if on_error != "stop" else []
+    with resumable("add", run, plan, *more), progress(json) as told:
         from anabranch.engine.change import add
 
         found = add(run, checked, on_error=on_error, told=told)

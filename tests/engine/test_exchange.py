@@ -8,6 +8,7 @@ import copy
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,6 @@ from anabranch.engine.backbone import Backbone, load
 from anabranch.engine.cache import read_tensors
 from anabranch.engine.exchange import from_peft, to_hf, to_peft
 from anabranch.errors import InputError
-from anabranch.task.kind.classify import Classify
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft reads it
@@ -294,7 +294,7 @@ def test_a_part_of_f_that_was_trained_whole_is_refused(tmp_path):
         ({"bias": "all"}, "bias 'all'"),
         ({"lora_bias": True}, "lora_bias True"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4' changed f's own weights; save it"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4' changed f itself; save it"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
     ],
 )
@@ -442,7 +442,7 @@ def test_a_folded_export_gives_the_features_of_the_deltas(name, tokenizer, tmp_p
     f, inputs = backbone(name), batch(name)
     lora, dense = bank(f, "lora"), bank(f, "dense", at="mlp.out", spread=0.02)
     before = {n: t.clone() for n, t in f.state_dict().items()}, f.config.to_dict()
-    folder = to_hf(held(f, tokenizer), [(lora, 2, 1.0), (dense, 1, 0.5)], tmp_path / "new" / "out")
+    folder = to_hf(replace(held(f, tokenizer), pool="cls"), [(lora, 2, 1.0), (dense, 1, 0.5)], tmp_path / "new" / "out")
     again = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     with torch.no_grad():
         ids, half = Route.to([2] * 5), Route.to([1] * 5, torch.full((5, 1), 0.5))
@@ -452,7 +452,7 @@ def test_a_folded_export_gives_the_features_of_the_deltas(name, tokenizer, tmp_p
     assert all(torch.equal(t, before[0][n]) for n, t in f.state_dict().items()) and f.config.to_dict() == before[1]
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["out"]  # nothing half-made is left
     mine = load(str(folder))
-    assert mine.tokens(["7 8 9"]) == held(f, tokenizer).tokens(["7 8 9"])
+    assert mine.pool == "cls" and mine.tokens(["7 8 9"]) == held(f, tokenizer).tokens(["7 8 9"])
     same(features(mine.f, inputs), want, 1e-5)
 
 
@@ -501,13 +501,15 @@ def test_a_tied_weight_that_a_delta_moved_is_stored_apart(tokenizer, tmp_path):
 
 
 def test_the_head_goes_beside_the_weights(tokenizer, tmp_path):
-    f, kind = backbone("bert"), Classify(["no", "yes", "perhaps"])
-    head = {"W": torch.randn(3, D), "b": torch.randn(3), "temperature": torch.tensor(1.5)}
-    folder = to_hf(held(f, tokenizer), [(bank(f, "lora"), 1, 1.0)], tmp_path / "out", (kind, head))
-    facts = {"kind": "classify", "labels": ["no", "yes", "perhaps"], "two": False, "mean": [], "std": []}
+    f, head = backbone("bert"), {"W": torch.randn(3, D), "b": torch.randn(3)}
+    facts = {"kind": "classify", "labels": ["no", "yes", "perhaps"], "two": False, "mean": [], "std": [], "max_length": None}
+    record = facts | {"metric": "accuracy", "test": 0.5, "file": "c0ffee.safetensors"}
+    folder = to_hf(held(f, tokenizer), [(bank(f, "lora"), 1, 1.0)], tmp_path / "out", head, record)
     assert json.loads((folder / "head.json").read_text()) == facts | {"pool": "mean", "unit": True}
     assert all(torch.equal(t, head[n]) for n, t in read_tensors(folder / "head.safetensors")[0].items())
     assert load_file(folder / "head.safetensors").keys() == head.keys()
+    bare = to_hf(held(f, tokenizer), [], tmp_path / "bare", {}, record)
+    assert not list(bare.glob("head.*")) and (bare / "tokenizer.json").is_file()
 
 
 def test_an_export_that_fails_leaves_nothing(tokenizer, tmp_path, monkeypatch):

@@ -102,6 +102,8 @@ def test_a_merge_is_set_beside_the_single_deltas():
     assert line(shown, "b") == ["b", "0.500", "0.750", "+0.250", "█" * 12]
     assert line(shown, "mean") == ["mean", "0.700", "0.775", "+0.075"]
     assert "155.0 kB saved" in shown
+    stored = {"tasks": tasks, "mean_single": 0.7, "mean_merged": 0.775, "kilobytes_saved": 155.0, "bundle": "run/merged"}
+    assert "155.0 kB saved, in run/merged" in text(table.run(stored, Path("run/merged")))
 
 
 def test_an_evaluation_is_one_line_a_task():

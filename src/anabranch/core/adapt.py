@@ -56,7 +56,7 @@ class Adapted(nn.Module):
         if len(self.routes) != len(self.banks):
             raise InputError(f"the {len(self.banks)} banks need one route each, or one for all, got {len(self.routes)} routes")
         if self.tail_from:
-            self.f.features = features
+            vars(self.f)["entry"]["features"] = features
         return self.f(**inputs)
 
     # ---- where the hooks are -------------------------------------------------------------------------------------
@@ -100,10 +100,11 @@ class Adapted(nn.Module):
             return kwargs
         if not kwargs.keys() & {"input_ids", "inputs_embeds"}:
             raise InputError(
-                f"{type(f).__name__} has no token embedding in front of which a prompt fits; use {{deep_prompt: {{}}, at: 'block[:1]'}}"
+                f"{type(f).__name__} has no token embedding in front of which a prompt fits;"
+                " use {deep_prompt: {}, at: 'block[:1]'}"
             )
         x = kwargs.pop("inputs_embeds", None)
-        x = f.get_input_embeddings()(kwargs.pop("input_ids")) if x is None else x
+        x = f.get_input_embeddings()(kwargs.pop("input_ids")) if x is None else x  # type: ignore[operator]
         mask = kwargs.get("attention_mask")
         mask = x.new_ones(x.shape[:2], dtype=torch.long) if mask is None else mask
         tokens, on = self._tokens(i, self.banks[i].sites[0], x, mask)
@@ -149,8 +150,9 @@ class Adapted(nn.Module):
 
     def _leave(self, f: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         if not torch.compiler.is_compiling() and any(r is not None for r in self.routes) and self._expected - self._ran:
+            lost = sorted(self._expected - self._ran)
             raise InputError(
-                f"these sites did not run in f's forward pass, so their deltas would be lost: {sorted(self._expected - self._ran)};"
+                f"these sites did not run in f's forward pass, so their deltas would be lost: {lost};"
                 " place the delta on a module that f calls (nn.MultiheadAttention never calls its out_proj)"
             )
         if self._front:
@@ -216,9 +218,10 @@ class Adapted(nn.Module):
         parts = self._open[i].parts
         sizes = [part.stop - part.start for part in parts]
         split = zip(*(t.split(sizes) for t in (at.x, at.y, at.mask)), strict=True)
-        for part, rows in zip(parts, [(at.x, at.y, at.mask)] if len(parts) == 1 else split, strict=True):
+        for part, (x, y, mask) in zip(parts, [at[:3]] if len(parts) == 1 else split, strict=True):
             own, keys, mine, shared = self._open[i].at(part, site.key, at.y.dtype)
             on = None if part.full else route.ids[part.start : part.stop] > 0
             w = None if route.w is None else route.w[part.start : part.stop]
-            out.append(mix(bank.delta, bank.gate, own, shared, keys, mine, on, w, At(*rows, *at[3:]), part.same))
+            rows = At(x, y, mask, at.W, at.b, at.module)
+            out.append(mix(bank.delta, bank.gate, own, shared, keys, mine, on, w, rows, part.same))
         return out[0] if len(out) == 1 else torch.cat(out)

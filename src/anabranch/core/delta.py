@@ -102,8 +102,9 @@ def mix(delta: Delta, gate: Gate, own: Params, shared: Params, keys: Params, min
         out = vmap(lambda p: delta.apply(p | shared, row))(own)
         return gate.combine(weight, torch.where(on_k[:, None, None], out, 0.0))
 
-    rows = (own, keys, mine, at.x, at.y, at.mask, *(t for t in (on, w) if t is not None))
-    return vmap(one, in_dims=(lead, lead, lead, *[0] * (len(rows) - 3)))(*rows)
+    rows = (at.x, at.y, at.mask, *(t for t in (on, w) if t is not None))
+    mixed: Tensor = vmap(one, in_dims=(lead, lead, lead, *[0] * len(rows)))(own, keys, mine, *rows)
+    return mixed
 
 
 def _like(on: Tensor, t: Tensor) -> Tensor:

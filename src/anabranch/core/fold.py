@@ -84,6 +84,7 @@ def difference(f: nn.Module, state: Mapping[str, Tensor], at: Any = "*") -> Bank
     tree: Tree = {}
     for site in sites:
         W, b = (None if t is None else t.detach().float() for t in site.weight(f))
+        assert W is not None
         new = {n: state[f"{site.name}.{n}"].float() for n in ("weight", "bias") if f"{site.name}.{n}" in state}
         new["weight"] = new["weight"].mT if site.kind == "transposed" else new["weight"]
         cut = slice(None) if site.kind == "embedding" else site.columns

@@ -21,7 +21,8 @@ ROLES = {
     "attention.query": r"(self|attention)\.(query|q_proj|q_lin)|(self_attn|attn)\.q_proj|(Self|EncDec)Attention\.q|c_attn",
     "attention.key": r"(self|attention)\.(key|k_proj|k_lin)|(self_attn|attn)\.k_proj|(Self|EncDec)Attention\.k|c_attn",
     "attention.value": r"(self|attention)\.(value|v_proj|v_lin)|(self_attn|attn)\.v_proj|(Self|EncDec)Attention\.v|c_attn",
-    "attention.out": r"attention\.(output\.dense|out_lin|o_proj|out_proj)|self_attn\.(o_proj|out_proj)|attn\.c_proj|(Self|EncDec)Attention\.o",
+    "attention.out": r"attention\.(output\.dense|out_lin|o_proj|out_proj)|self_attn\.(o_proj|out_proj)|attn\.c_proj|"
+    r"(Self|EncDec)Attention\.o",
     "mlp.gate": r"mlp\.gate_proj|DenseReluDense\.wi_0",
     "mlp.in": r"intermediate\.dense|mlp\.(up_proj|c_fc|fc1)|ffn\.lin1|DenseReluDense\.wi(_1)?",
     "mlp.out": r"(?<!attention\.)output\.dense|mlp\.(down_proj|c_proj|fc2)|ffn\.lin2|DenseReluDense\.wo",
@@ -180,7 +181,7 @@ def clone(f: nn.Module) -> nn.Module:
 
 
 def tail(f: nn.Module, k: int) -> nn.Module:
-    """f from block k on: ``tail.features`` [b, l, d] replaces what blocks 0..k-1 would have handed to block k.
+    """f from block k on: ``tail.entry["features"]`` [b, l, d] replaces what blocks 0..k-1 would have handed to block k.
 
     f's own forward still makes masks and positions (its embedding runs on the ids that it is given and is overwritten).
     """
@@ -190,10 +191,12 @@ def tail(f: nn.Module, k: int) -> nn.Module:
         raise InputError(f"f has {len(stack)} blocks, got tail({k})")
     if k and "position_bias" in signature(stack[0].forward).parameters:  # T5's first block makes it for all the others
         raise InputError(f"the blocks of {type(f).__name__} hand on more than hidden states: run all of f, without a tail")
-    short.features = None
+    entry: dict[str, Tensor | None] = {"features": None}
+    object.__setattr__(short, "entry", entry)
 
     def skip(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return hidden_states if short.features is None else short.features
+        found = entry["features"]
+        return hidden_states if found is None else found
 
     for block in list(stack)[:k]:
         block.forward = skip

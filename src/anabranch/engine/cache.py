@@ -93,5 +93,5 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
         t = tensors[name].detach().contiguous().cpu()
         h.update(f"{name} {t.dtype} {list(t.shape)}".encode())
         if t.numel():
-            h.update(t.reshape(-1).view(torch.uint8).numpy())
+            h.update(t.reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()

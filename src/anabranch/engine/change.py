@@ -11,8 +11,9 @@ from anabranch.core.fold import merge as merge_slots
 from anabranch.core.names import make
 from anabranch.engine import exchange, store
 from anabranch.engine.cache import read_json, write_json
-from anabranch.engine.fit import Told, fit
+from anabranch.engine.fit import fit
 from anabranch.engine.model import Model, load
+from anabranch.engine.run import Told
 from anabranch.errors import InputError, nearest
 from anabranch.task.plan import read_plan
 

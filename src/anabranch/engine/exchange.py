@@ -13,7 +13,6 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,7 +31,6 @@ from anabranch.engine.backbone import Backbone
 from anabranch.engine.cache import write, write_json, write_tensors
 from anabranch.errors import InputError, nearest
 from anabranch.gate.by_task import ByTask
-from anabranch.task.kind import Kind
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 LINEAR = ("linear", "transposed")
@@ -42,6 +40,7 @@ PLAIN: dict[str, str | None] = {"peft_type": "LORA", "bias": "none"} | dict.from
      "monteclora_config", "layer_replication", "target_parameters", "trainable_token_indices")
 )  # fmt: skip
 STARTS = ("pissa", "corda", "olora", "loftq", "lora_ga")  # init_lora_weights that change f's own weights
+FACTS = ("kind", "labels", "two", "mean", "std", "max_length")  # of a task's record: what its head needs
 MERGE = "fold the adapter with PEFT (merge_and_unload) and use the folded model"
 
 
@@ -59,15 +58,14 @@ def to_peft(f: nn.Module, bank: Bank, slot: int, folder: str | Path, base_id: st
     parts, tensors = max(map(len, modules.values())), dict[str, Tensor]()
     for name, sites in modules.items():
         module, like = site(f, name, "", "", 0), own[sites[0].key]["a"]
-        A, B = (like.new_zeros(n, parts * delta.rank) for n in (module.d_in, module.d_out))
+        A, B = like.new_zeros(parts * delta.rank, module.d_in), like.new_zeros(module.d_out, parts * delta.rank)
         for i, s in enumerate(sites):
             block = slice(i * delta.rank, (i + 1) * delta.rank)
-            A[:, block], B[s.columns, block] = own[s.key]["a"], own[s.key]["b"].mT
-        tensors |= {f"base_model.model.{name}.lora_A.weight": A.mT, f"base_model.model.{name}.lora_B.weight": B}
+            A[block], B[s.columns, block] = own[s.key]["a"].mT, own[s.key]["b"].mT
+        tensors |= {f"base_model.model.{name}.lora_A.weight": A, f"base_model.model.{name}.lora_B.weight": B}
     endings, alpha = tuple(f".{m}" for m in modules), delta.alpha * parts
     loose = any(n.endswith(endings) for n, _ in f.named_modules() if n not in modules)  # PEFT's lists match endings
-    whole = {n: t.cpu().contiguous() for n, t in tensors.items()}
-    write(folder / WEIGHTS, lambda part: save_file(whole, part, metadata={"format": "pt"}))
+    write(folder / WEIGHTS, lambda part: save_file(tensors, part, metadata={"format": "pt"}))
     write_json(folder / CONFIG, {
         "peft_type": "LORA", "task_type": None, "base_model_name_or_path": base_id, "inference_mode": True,
         "r": parts * delta.rank, "lora_alpha": int(alpha) if alpha.is_integer() else alpha, "lora_dropout": 0.0,
@@ -84,11 +82,10 @@ def from_peft(f: nn.Module, folder: str | Path) -> Bank:
     warning. InputError names whatever else would make the answers differ: other methods, trained biases, other shapes.
     """
     folder = Path(folder)
-    config, heads = _config(folder), set[str]()
+    config, heads, pairs = _config(folder), set[str](), dict[str, dict[str, Tensor]]()
     own, prefix = [n for n, _ in f.named_modules() if n], f"{getattr(f, 'base_model_prefix', '')}."
     # an adapter's names for f's modules: the same, those of f under a head, or those of the model inside f
     names = {prefix + n: n for n in own} | {n.removeprefix(prefix): n for n in own} | {n: n for n in own}
-    pairs: dict[str, dict[str, Tensor]] = {}
     for key, t in _read(folder, WEIGHTS, load_file).items():
         path = key.removeprefix("base_model.model.")
         module, _, factor = path.removesuffix(".weight").rpartition(".")
@@ -124,11 +121,11 @@ def from_peft(f: nn.Module, folder: str | Path) -> Bank:
 
 
 def to_hf(backbone: Backbone, parts: Sequence[tuple[Bank, int, float]], folder: str | Path,
-          head: tuple[Kind, Mapping[str, Tensor]] | None = None) -> Path:  # fmt: skip
-    """f + ``sum w * Delta`` over (bank, slot, w) as config, weights (in f's dtype) and tokenizer, for ``AutoModel``.
+          head: Mapping[str, Tensor] | None = None, record: Mapping[str, Any] | None = None) -> Path:  # fmt: skip
+    """f + ``sum w * Delta`` over (bank, slot, w) as config, weights (in f's dtype), tokenizer and pooling, for ``AutoModel``.
 
-    A task's head (its kind; W, b and what was settled on validation) goes beside them: ``head.safetensors``, and
-    ``head.json`` with kind, labels and how token features become its inputs. ``folder`` must be new or empty.
+    A task's ``head`` (W, b) goes beside them as ``head.safetensors``, and what its ``record`` in a bundle says of kind,
+    labels and scales as ``head.json``, with how token features are pooled. ``folder`` must be new or empty.
     """
     f, folder, model = backbone.f, _folder(folder, empty=True), clone(backbone.f)
     if not isinstance(f, PreTrainedModel) or not isinstance(model, PreTrainedModel):
@@ -142,10 +139,12 @@ def to_hf(backbone: Backbone, parts: Sequence[tuple[Bank, int, float]], folder: 
         part = Path(near) / folder.name
         model.save_pretrained(part, state_dict=state)
         backbone.tokenizer.save_pretrained(part)
+        pools = {f"pooling_mode_{n}": n.startswith(backbone.pool) for n in ("cls_token", "mean_tokens", "lasttoken")}
+        write_json(part / "1_Pooling" / "config.json", {"word_embedding_dimension": backbone.d, **pools})
         if head:
-            write_tensors(part / "head.safetensors", head[1])
-            facts = asdict(head[0]) | {"pool": backbone.pool, "unit": backbone.unit}
-            write_json(part / "head.json", {"kind": type(head[0]).__name__.lower(), **facts})
+            facts = {name: value for name, value in (record or {}).items() if name in FACTS}
+            write_tensors(part / "head.safetensors", head)
+            write_json(part / "head.json", facts | {"pool": backbone.pool, "unit": backbone.unit})
         return part.replace(folder)
 
 
@@ -155,10 +154,9 @@ def _config(folder: Path) -> dict[str, Any]:
     for name, plain in PLAIN.items():
         if (config.get(name) or plain) != plain:
             raise InputError(f"{folder}: {name} {config[name]!r} is not supported, only {plain or False!r}; {MERGE}")
-    start = config.get("init_lora_weights")
-    if str(start).lower().startswith(STARTS):
-        plain = "save it with path_initial_model_for_weight_conversion, which makes it a plain LoRA"
-        raise InputError(f"{folder}: init_lora_weights {start!r} changed f's own weights; {plain}")
+    if str(config.get("init_lora_weights")).lower().startswith(STARTS):
+        convert = "save it with path_initial_model_for_weight_conversion, which makes it a plain LoRA"
+        raise InputError(f"{folder}: init_lora_weights {config['init_lora_weights']!r} changed f itself; {convert}")
     return config
 
 

@@ -156,7 +156,8 @@ class Features:
         except _Reached:
             pass
         finally:
-            first.remove(), second.remove()
+            first.remove()
+            second.remove()
         return seen[0]
 
     def forward(self, adapted: Adapted, units: Sequence[int], routes: Any) -> tuple[Tensor, dict[str, Tensor]]:

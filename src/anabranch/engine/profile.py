@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -29,10 +30,8 @@ def profile() -> dict[str, Any]:
     speed = {str(t)[6:]: _gigaflops(t) for t in (torch.float32, torch.bfloat16)}
     dtype = "bfloat16" if speed["bfloat16"] > FASTER * speed["float32"] else "float32"
     found = here | {"dtype": dtype, "gigaflops": round(speed[dtype], 1)}
-    try:
+    with suppress(OSError):  # a cache that cannot be written only costs the measurement next time
         write_json(path, found)
-    except OSError:  # a cache that cannot be written only costs the measurement next time
-        pass
     return found
 
 

@@ -58,7 +58,7 @@ def relate(trainer: Trainer, jobs: Sequence[tuple[Job, Head]]) -> Tensor:
             work.append((learner, order[:SAMPLE]))
         leaves = expand(trainer, theta, len(group))
         losses = trainer.losses(work, [head for _, head in group], range(1, len(group) + 1))
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(losses).sum().backward()
         rows.append(gradients(leaves, len(group)))
     unit = torch.nn.functional.normalize(torch.cat(rows), dim=1)
     return (unit @ unit.mT).clamp(-1, 1)
@@ -98,7 +98,7 @@ def step(trainer: Trainer, common: Learner, work: Sequence[tuple[Learner, list[i
     heads = [{n: t.clone().requires_grad_() for n, t in learner.head.items()} for learner, _ in work]
     leaves = expand(trainer, common.theta, len(work))
     losses = trainer.losses(work, heads, range(1, len(work) + 1))
-    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack(losses).sum().backward()
     rows, values = gradients(leaves, len(work)), torch.stack(losses).detach()
     theta = torch.cat([common.theta[n] for n in leaves])
     direction, state = balance(state, Point(theta, lambda _: values, lambda _: rows, [learner.job.name for learner, _ in work]))

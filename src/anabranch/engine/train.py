@@ -190,7 +190,7 @@ class Trainer:
         leaves = self.place(learners, leaves=True)
         heads = [{n: t.clone().requires_grad_() for n, t in learner.head.items()} for learner in learners]
         losses = self.losses(work, heads, range(1, len(work) + 1))
-        torch.stack([loss for loss in losses]).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack([loss for loss in losses]).sum().backward()
         for j, (learner, head) in enumerate(zip(learners, heads, strict=True)):
             learner.loss += float(losses[j].detach())
             grads = {n: leaf.grad[j + 1] for n, leaf in leaves.items() if leaf.grad is not None}
@@ -217,8 +217,8 @@ class Trainer:
                 out[j] = job.kind.loss(apply(heads[j], x), y, counts).mean()
         for j in range(len(work)):
             if j not in out:
-                units = [work[j][0].job.parts["train"].units[r][0] for r in work[j][1]]
-                out[j] = said(self.features, self.adapted, work[j][0].job, units, slots[j])
+                asked = [work[j][0].job.parts["train"].units[r][0] for r in work[j][1]]
+                out[j] = said(self.features, self.adapted, work[j][0].job, asked, slots[j])
         return [out[j] for j in range(len(work))]
 
     def update(self, learner: Learner, grads: dict[str, Tensor]) -> None:
@@ -272,7 +272,7 @@ class Trainer:
     def run(
         self, jobs: Sequence[tuple[Job, Head, int, str]], progress: Callable[[Learner], None] = lambda _: None
     ) -> Iterator[Learner]:
-        """Trains (job, head, epochs, key) to their ends and yields them as they finish; a finished task's place goes to the next."""
+        """Trains (job, head, epochs, key) and yields learners as they finish; the place of one goes to the next in line."""
         waiting = [*reversed(jobs)]
         active: list[tuple[Learner, str, list[list[int]]]] = []
         while waiting or active:

@@ -32,11 +32,11 @@ def read(run: Path) -> dict[str, Any]:
 
 
 def run(data: Mapping[str, Any], out: Path) -> RenderableType:
-    """The results of a run and where its parts are."""
+    """The results of a run, or of a merge, and where its parts are."""
     places = [("bundle", str(out / "bundle")), ("results", str(out / "results.json"))]
     page = out / "report.html"
     places.append(("report", str(page) if page.is_file() else f"anabranch report {out}"))
-    return Group(results(data), "", facts(dict(places)))
+    return Group(merged(data) if "mean_merged" in data else results(data), "", facts(dict(places)))
 
 
 def results(data: Mapping[str, Any]) -> RenderableType:
@@ -80,7 +80,7 @@ def merged(data: Mapping[str, Any]) -> RenderableType:
     rows = [[name, single, many, Text(f"{many - single:+.3f}"), bar(many)] for name, single, many in pairs]
     change = data["mean_merged"] - data["mean_single"]
     rows.append(["mean", data["mean_single"], data["mean_merged"], Text(f"{change:+.3f}"), bar(0)])
-    saved = Text(f"{number(data['kilobytes_saved'])} kB saved", "dim")
+    saved = Text(f"{number(data['kilobytes_saved'])} kB saved" + (f", in {data['bundle']}" if "bundle" in data else ""), "dim")
     return Group(table(["task", "single", "merged", "change", ""], rows), "", saved)
 
 
