@@ -342,6 +342,7 @@ def plain(tmp_path):
             "querry, no module of BertModel; did you mean .*self.query",
         ),
         (lambda t, k: t | {k.replace("weight", "bias"): t[k][:, 0].contiguous()}, "lora_A.bias"),
+        (lambda t, k: t | {k: t[k][:0].contiguous()}, "not part of a plain, finite LoRA"),
         (lambda t, k: {}, "holds no LoRA"),
     ],
 )
@@ -370,7 +371,10 @@ def test_a_damaged_config_is_named(text, words, plain):
 
 @pytest.mark.parametrize(
     ("config", "words"),
-    [({"lora_alpha": "big"}, "lora_alpha is a number, got 'big'"), ({"alpha_pattern": {"*.x": 1}}, "no.* regular expression")],
+    [
+        ({"lora_alpha": "big"}, "lora_alpha is a number, got 'big'"),
+        ({"alpha_pattern": {"*.x": 1}}, "alpha_pattern is .regular expression: number"),
+    ],
 )
 def test_a_wrong_setting_is_named(config, words, plain):
     edit(plain, **config)

@@ -1,6 +1,8 @@
 """The mean of the tasks' gradients: training on the mean loss (linear scalarisation; no paper).
 
-g = (1/t) sum_t g_t
+    g = (1/t) sum_t g_t
+
+t counts the tasks.
 """
 
 from torch import Tensor

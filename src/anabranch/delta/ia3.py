@@ -1,7 +1,9 @@
 """(IA)^3: rescales keys, values and the inner activations of the MLP (Liu et al. 2022, arXiv:2205.05638).
 
-dy = y * s            at keys and values, s [d_out]
-dy = (x * s) W^T      at the MLP's output layer, s [d_in];  s starts at zero (the paper's l is 1 + s)
+    dy = y * s            at keys and values, s [d_out]
+    dy = (x * s) W^T      at the MLP's output layer, s [d_in]
+
+s starts at zero: the paper's l is 1 + s.
 """
 
 from collections.abc import Mapping

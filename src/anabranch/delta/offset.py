@@ -1,6 +1,8 @@
 """Bias tuning, BitFit: one vector added to a layer's output (Ben Zaken et al. 2022, arXiv:2106.10199).
 
-dy = d,  d [d_out], starts at zero
+    dy = d,  d [d_out]
+
+d starts at zero.
 """
 
 from collections.abc import Mapping

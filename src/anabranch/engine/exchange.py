@@ -92,7 +92,7 @@ def from_peft(f: nn.Module, folder: str | Path) -> Bank:
         head = [m for m in config.get("modules_to_save") or () if f".{m}." in f".{path}."]
         if head and path.rpartition(".")[0] not in names:
             heads.update(head)
-        elif factor not in ("lora_A", "lora_B") or t.ndim != 2 or not t.isfinite().all():
+        elif factor not in ("lora_A", "lora_B") or t.ndim != 2 or not (t.numel() and t.isfinite().all()):
             raise InputError(f"{folder}: {key} {list(t.shape)} is not part of a plain, finite LoRA; {MERGE}")
         elif module not in names:
             raise InputError(f"{folder} adapts {module}, no module of {type(f).__name__}{nearest(module, names)}")
@@ -110,8 +110,8 @@ def from_peft(f: nn.Module, folder: str | Path) -> Bank:
         got = {n: list(t.mT.shape) for n, t in sorted(pairs[s.name].items())}
         r = got.get("A", [0])[0]
         if s.kind not in LINEAR or got != {"A": [r, s.d_in], "B": [s.d_out, r]}:
-            want = f"A [r, {s.d_in}] and B [{s.d_out}, r] of a linear one"
-            raise InputError(f"{folder}: expected {want} at {s.name}, got {got} for a {s.kind} one: another f?")
+            want = f"A [r, {s.d_in}] and B [{s.d_out}, r] for a linear layer"
+            raise InputError(f"{folder}: expected {want} at {s.name}, got {got} for a {s.kind} one; for another f?")
         a, b = pairs[s.name]["A"], pairs[s.name]["B"]
         tree[s.key] = {"a": nn.functional.pad(a, (0, rank - r)), "b": nn.functional.pad(b, (0, 0, 0, rank - r))}
     bank = Bank(Lora(rank, float(rank)), ByTask(), sites)
@@ -122,7 +122,7 @@ def from_peft(f: nn.Module, folder: str | Path) -> Bank:
 
 def to_hf(backbone: Backbone, parts: Sequence[tuple[Bank, int, float]], folder: str | Path,
           head: Mapping[str, Tensor] | None = None, record: Mapping[str, Any] | None = None) -> Path:  # fmt: skip
-    """f + ``sum w * Delta`` over (bank, slot, w) as config, weights (in f's dtype), tokenizer and pooling, for ``AutoModel``.
+    """f + ``sum w * Delta`` over (bank, slot, w) for ``AutoModel``: config, weights in f's dtype, tokenizer, pooling.
 
     A task's ``head`` (W, b) goes beside them as ``head.safetensors``, and what its ``record`` in a bundle says of kind,
     labels and scales as ``head.json``, with how token features are pooled. ``folder`` must be new or empty.
@@ -187,10 +187,10 @@ def _folder(folder: str | Path, empty: bool = False) -> Path:
 
 def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
     """s of a module: alpha / r, with rslora (Kalajdzievski 2023, arXiv:2312.03732) alpha / sqrt(r)."""
-    alphas = config.get("alpha_pattern") or {}
     try:
+        alphas = dict(config.get("alpha_pattern") or {})
         found = next((alphas[k] for k in alphas if re.match(rf"(.*\.)?({k})$", name)), config.get("lora_alpha", 8))
-    except re.error as error:
-        raise InputError(f"{CONFIG}: alpha_pattern is not a regular expression ({error})") from None
+    except (re.error, ValueError, TypeError) as error:
+        raise InputError(f"{CONFIG}: alpha_pattern is {{regular expression: number}} ({error})") from None
     alpha: float = within(found, float, f"{CONFIG}: lora_alpha")
-    return alpha / max(rank, 1) ** (0.5 if config.get("use_rslora") else 1.0)
+    return alpha / rank ** (0.5 if config.get("use_rslora") else 1.0)

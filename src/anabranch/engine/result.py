@@ -10,8 +10,10 @@ from anabranch.core.bank import Bank
 from anabranch.engine import linear, store
 from anabranch.engine.choose import Rung, choose, climb
 from anabranch.engine.job import Job
+from anabranch.engine.lexical import bm25
 from anabranch.engine.run import Run
 from anabranch.engine.train import Learner, Trainer
+from anabranch.task.metrics import score
 
 
 def served(run: Run, trainer: Trainer, name: str, job: Job, numbers: dict[str, Any]) -> Rung:
@@ -108,6 +110,7 @@ def results_of(run: Run, chosen: dict[str, Rung], bundle: dict[str, Any], total:
             "kilobytes": round((own + 2 * sum(t.numel() for t in rung.head.values())) / 1000, 3),
             "seconds": round(run.own[name], 3), "curve": run.curves.get(name, []), "warnings": run.tasks[name].warnings,
             "counts": run.tasks[name].counts,
+            "bm25": lexical(run, job),
             "rungs": {r.name: {"valid": r.valid, "test": r.test} for r in run.rungs[name]},
         }  # fmt: skip
     return {
@@ -117,3 +120,11 @@ def results_of(run: Run, chosen: dict[str, Rung], bundle: dict[str, Any], total:
         "versions": {"anabranch": __version__, "torch": torch.__version__},
         "notes": sorted(set(run.notes)), **run.extra,
     }  # fmt: skip
+
+
+def lexical(run: Run, job: Job) -> float | None:
+    """BM25's test score of a retrieval task, in its main metric; None for other kinds."""
+    task = run.tasks[job.name]
+    if not task.corpus or not len(task.test):
+        return None
+    return score(job.metric, task.test.label, bm25(task.test.text, task.corpus))

@@ -1,6 +1,8 @@
 """Every row takes its own task's slots, each with weight 1 (the plain task id; no paper).
 
-w_k = 1
+    w_k = 1
+
+The core need not call such a gate at all.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,8 @@
 """Constant weights over the candidate slots: a weighted sum of deltas (task arithmetic on outputs; no paper).
 
-w_k = c_k,  c [k] stored per task; starts at 1/k and is never trained
+    w_k = c_k
+
+c [k] is stored per task and site; it starts at 1/k and is never trained.
 """
 
 from dataclasses import dataclass

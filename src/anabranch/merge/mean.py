@@ -1,6 +1,8 @@
 """The mean of task vectors, weight averaging (Wortsman et al. 2022, Model soups, arXiv:2203.05482).
 
-d = (1/t) sum_t d_t
+    d = (1/t) sum_t d_t
+
+t counts the task vectors.
 """
 
 from collections.abc import Mapping

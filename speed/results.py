@@ -1,0 +1,48 @@
+"""Fits 22 real tasks of every kind in one run and writes the table to docs/results/ (JSON, and the page made from it).
+
+    python speed/results.py --data ../shared/data/text [--limit 1000] [--seed 0] [--tasks a,b] [--out RUN]
+
+Prints the table, and the file's JSON summary as its last line.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from anabranch.engine.fit import fit
+from anabranch.report.page import page
+
+ROOT = Path(__file__).resolve().parent.parent
+TASKS = (
+    "banking77 clinc150_intent sst2 subj trec6 snips_intent hwu64_scenario cr tweet_emotion nlupp_banking_intents goemotions"
+    " med_nli covid_question_similarity tweet_stance complex_lcp sts_open emobank_vad btc_ner snips_slots comve_explanation"
+    " bbh_snarks xquad_retrieval_en"
+)
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--data", default=os.environ.get("ANABRANCH_DATA", str(ROOT.parent / "shared" / "data" / "text")))
+    ask.add_argument("--limit", type=int, default=1000, help="training rows per task, validation included")
+    ask.add_argument("--seed", type=int, default=0)
+    ask.add_argument("--tasks", default=",".join(TASKS.split()))
+    ask.add_argument("--out", default="")
+    a = ask.parse_args()
+    if not Path(a.data).is_dir():
+        raise SystemExit(f"skipped: no data at {a.data}; give --data or ANABRANCH_DATA")
+    plan = {"seed": a.seed, "tasks": {n: {"data": str(Path(a.data) / n), "limit": a.limit} for n in a.tasks.split(",")}}
+    out = Path(a.out or tempfile.mkdtemp())
+    results = fit(plan, out, resume=True, told=lambda stage, done, of, text: print(f"{stage} {done}/{of} {text}", flush=True))
+    folder = ROOT / "docs" / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = results | {"limit": a.limit}
+    (folder / "tasks.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    (folder / "tasks.md").write_text(page(kept), encoding="utf-8")
+    rungs = {n: sum(t[n] or 0 for t in results["tasks"].values()) / len(results["tasks"]) for n in ("probe", "test")}
+    print(json.dumps({"what": "results", "tasks": len(results["tasks"]), "seconds": results["seconds"], "mean": rungs}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Tiny random backbones with a word tokenizer, tasks of all eight kinds that they learn in a second, and ways to compare runs."""
+
+import json
+import random
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from anabranch.engine.cache import checksum, read_tensors
+
+COLOURS, ANIMALS, NAMES = "red green blue".split(), "cat dog owl".split(), "ann bob lee".split()
+FILLERS = "the a is of in on it was near far big old new very also with walks sits sees finds".split()
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COLOURS, *ANIMALS, *NAMES, *FILLERS, *(f"w{i}" for i in range(30)), "say", ":"]
+DOCUMENTS = {f"d{i}": f"w{i} w{(i + 7) % 30} the" for i in range(20)}
+
+Row = dict[str, Any]
+
+
+# ---- backbones
+
+
+def bert(folder: Path, seed: int = 0, **more: Any) -> Path:
+    """d = 32, two blocks, 128 positions."""
+    torch.manual_seed(seed)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertConfig(**size, vocab_size=len(WORDS), max_position_embeddings=128, pad_token_id=0, **more)
+    f = BertModel(config, add_pooling_layer=False)
+    for p in f.parameters():  # weights that tell words apart
+        p.data += 0.15 * torch.randn_like(p)
+    frame = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    return saved(folder, f, frame)
+
+
+def gpt2(folder: Path, seed: int = 0, **more: Any) -> Path:
+    """d = 32, two blocks, 128 positions; the end token is [SEP]."""
+    torch.manual_seed(seed)
+    size = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, "bos_token_id": 3, "eos_token_id": 3}
+    return saved(folder, GPT2LMHeadModel(GPT2Config(**size | more, vocab_size=len(WORDS))), None)
+
+
+def saved(folder: Path, f: Any, frame: Any) -> Path:
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if frame:
+        tokenizer.post_processor = frame
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "eos_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    f.save_pretrained(folder)
+    return folder
+
+
+# ---- tasks
+
+
+def words(rng: random.Random, *more: str, most: int = 6) -> str:
+    said = [*more, *rng.choices(FILLERS, k=rng.randint(1, most))]
+    rng.shuffle(said)
+    return " ".join(said)
+
+
+def classify(rng: random.Random) -> Row:
+    colour = rng.choice(COLOURS)
+    return {"text": words(rng, colour), "label": colour}
+
+
+def multilabel(rng: random.Random) -> Row:
+    there = [a for a in ANIMALS if rng.random() < 0.4]
+    return {"text": words(rng, *there), "label": there}
+
+
+def regress(rng: random.Random) -> Row:
+    n = rng.randint(0, 4)
+    return {"text": words(rng, *["big"] * n, most=3), "label": 100 + 10.0 * n}
+
+
+def tag(rng: random.Random) -> Row:
+    said = words(rng, rng.choice(NAMES[:2]), rng.choice(ANIMALS)).split()
+    at = next(i for i, w in enumerate(said) if w in NAMES) + 1
+    said[at:at] = ["lee"] * rng.randint(0, 1)
+    kinds = {"ann": "B-PER", "bob": "B-PER", "lee": "I-PER"} | dict.fromkeys(ANIMALS, "B-BEAST")
+    return {"tokens": said, "label": [kinds.get(w, "O") for w in said]}
+
+
+def pair(rng: random.Random) -> Row:
+    a, b = rng.choice(COLOURS), rng.choice(COLOURS)
+    b = a if rng.random() < 0.3 else b
+    return {"text": words(rng, a, most=2), "text_b": words(rng, b, most=2), "label": "same" if a == b else "other"}
+
+
+def choice(rng: random.Random) -> Row:
+    n = rng.randint(2, 3)
+    found = rng.sample(COLOURS, n)
+    right = rng.randrange(n)
+    return {"text": words(rng, found[right], most=2), "choices": [words(rng, c, most=1) for c in found], "label": right}
+
+
+def retrieve(rng: random.Random) -> Row:
+    i = rng.randrange(20)
+    return {"text": words(rng, f"w{i}", most=2), "label": [f"d{i}"]}
+
+
+def generate(rng: random.Random) -> Row:
+    a, b = rng.choice(COLOURS), rng.choice(ANIMALS)
+    return {"text": f"say {a} {b} :", "label": a}
+
+
+KINDS: dict[str, Callable[[random.Random], Row]] = {
+    f.__name__: f for f in (classify, multilabel, regress, tag, pair, choice, retrieve, generate)
+}
+HEADED = [k for k in KINDS if k != "generate"]
+
+
+def rows(kind: str, n: int, seed: int = 0) -> list[Row]:
+    rng = random.Random(f"{kind}/{seed}")
+    return [KINDS[kind](rng) for _ in range(n)]
+
+
+def folder(place: Path, kind: str, sizes: Mapping[str, int] | None = None, seed: int = 0, **meta: Any) -> Path:
+    """A task folder of ``kind`` with train, valid and test of these sizes; ``meta`` goes into task.json."""
+    sizes = sizes or {"train": 64, "valid": 24, "test": 24}
+    made, at = rows(kind, sum(sizes.values()), seed), 0
+    for split, n in sizes.items():
+        lines(place / f"{split}.jsonl", made[at : at + n])
+        at += n
+    if kind == "retrieve":
+        lines(place / "corpus.jsonl", [{"id": i, "text": t} for i, t in DOCUMENTS.items()])
+    (place / "task.json").write_text(json.dumps({"kind": kind} | meta))
+    return place
+
+
+def lines(path: Path, made: Iterable[Row]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return path
+
+
+def plan(backbone: Path, data: Path, names: Iterable[str] = HEADED, **more: Any) -> dict[str, Any]:
+    """A plan whose tasks are the folders ``data/<name>``."""
+    return {"backbone": str(backbone), "tasks": {n: {"data": str(data / n)} for n in names}, "delta": {"lora": {"rank": 2}}} | more
+
+
+# ---- comparing
+
+
+def timeless(results: Any) -> Any:
+    """Results without what a clock measured."""
+    if isinstance(results, dict):
+        return {k: timeless(v) for k, v in results.items() if k not in ("seconds", "stages")}
+    return [timeless(v) for v in results] if isinstance(results, list) else results
+
+
+def content(bundle: Path) -> dict[str, Any]:
+    """What a bundle's files hold: JSON as data, tensors as a checksum."""
+    found: dict[str, Any] = {}
+    for path in sorted(bundle.iterdir()):
+        if path.suffix == ".safetensors":
+            found[path.name] = checksum(read_tensors(path)[0])
+        else:
+            found[path.name] = json.loads(path.read_text()) if path.suffix == ".json" else path.read_bytes()
+    return found
