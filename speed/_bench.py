@@ -9,6 +9,7 @@ import statistics
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from gzip import open as unzip
@@ -17,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 # before transformers and tokenizers are imported, and inherited by child processes
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error")
+os.environ.update(
+    HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error"
+)
+warnings.filterwarnings("ignore")  # the peers' own
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "text"
 
 
@@ -132,7 +136,7 @@ def versioned(package: str) -> str | None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    text = [[f"{c:.3g}" if isinstance(c, float) else "" if c is None else str(c) for c in row] for row in [head, *rows]]
+    text = [[f"{c:.4g}" if isinstance(c, float) else "" if c is None else str(c) for c in row] for row in [head, *rows]]
     widths = [max(map(len, column)) for column in zip(*text, strict=True)]
     for row in text:
         print("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))))

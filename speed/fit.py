@@ -10,13 +10,15 @@ same threads, and load the backbone anew in every repetition. Rows/s of training
 (validation, checkpoints and the measuring of what is stored included), the peer's is Trainer.train alone.
 """
 
+import os
+import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import product
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import _bench as bench
@@ -84,8 +86,8 @@ def peer(folders: Sequence[Path], out: Path, seed: int, bf16: bool) -> dict[str,
         groups = [{"params": rest, "lr": 2e-3}, {"params": head, "lr": 1e-2}]
         arguments = TrainingArguments(
             output_dir=str(out), num_train_epochs=EPOCHS, per_device_train_batch_size=BATCH, per_device_eval_batch_size=128,
-            learning_rate=2e-3, lr_scheduler_type="linear", warmup_steps=0.1, weight_decay=0.0, use_cpu=True, bf16=bf16, seed=seed,
-            report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            learning_rate=2e-3, lr_scheduler_type="linear", warmup_steps=0.1, weight_decay=0.0, use_cpu=True, bf16=bf16,
+            seed=seed, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
         )  # fmt: skip
         trainer = Trainer(model, arguments, DataCollatorWithPadding(tokenizer), parts[0],
                           optimizers=(torch.optim.AdamW(groups, weight_decay=0.0), None))  # fmt: skip
@@ -110,7 +112,8 @@ def main() -> None:
     bench.present(a.data, names)
     if not bench.versioned("peft") or not bench.versioned("accelerate"):
         sys.exit("the peer is not installed: pip install peft accelerate")
-    warnings.filterwarnings("ignore")
+    for module in ("peft", "transformers.trainer", "transformers.models.bert.modeling_bert", "anabranch.engine.fit"):
+        import_module(module)  # imports are nobody's work
     ways = ["ours", "peer"] + ["peer fp32"] * a.default
     runs: dict[str, list[tuple[float, dict[str, Any]]]] = {way: [] for way in ways}
     facts = bench.machine("transformers", "peft")
@@ -118,34 +121,43 @@ def main() -> None:
         for seed, rep in product(a.seeds, range(a.reps)):
             place = Path(temp) / f"{seed}-{rep}"
             folders = [bench.cut(a.data, place / "data", name, a.rows, a.test, seed) for name in names]
-            for way in ways:
+            for way in ways[::-1] if rep % 2 else ways:
                 work = {"ours": lambda p=place, s=seed, f=folders: ours(f, p / "ours", s)}.get(
                     way, lambda p=place, s=seed, f=folders, w=way: peer(f, p / w, s, w == "peer"))  # fmt: skip
                 seconds, found = bench.timed(work)
                 runs[way].append((seconds, found))
                 score = mean(found["accuracy"].values())
                 bench.told(f"seed {seed}, repetition {rep + 1}, {way}: {seconds:.1f} s, mean accuracy {score:.4f}")
-    first = runs["ours"][:: a.reps]  # repetitions of a seed differ in time only
-    each = {way: {n: mean(f["accuracy"][n] for _, f in runs[way][:: a.reps]) for n in names} for way in ways}
-    rungs = {rung: {n: mean(f[rung][n] for _, f in first) for n in names} for rung in ("probe", "delta")}
-    columns = [rungs["probe"], rungs["delta"], *each.values()]
+            shutil.rmtree(place)
+    report(names, ways, runs, a.reps, machine=facts, rows=a.rows, seeds=a.seeds)
+
+
+def report(names: list[str], ways: list[str], runs: dict[str, list[Any]], reps: int, **facts: Any) -> None:
+    """``runs``: (seconds, what :func:`ours` or :func:`peer` found) of every repetition, by way."""
+    once = {way: [found for _, found in runs[way][::reps]] for way in ways}  # repetitions of a seed differ in time only
+    score = {way: {n: mean(found["accuracy"][n] for found in once[way]) for n in names} for way in ways}
+    score |= {f"our {rung}": {n: mean(found[rung][n] for found in once["ours"]) for n in names} for rung in ("probe", "delta")}
+    chosen = {n: [found["chosen"][n] for found in once["ours"]] for n in names}
+    rows = [[n, *[s[n] for s in score.values()], ",".join(chosen[n]), once["ours"][-1]["kilobytes"][n]] for n in names]
     print()
-    bench.table(["task", "our probe", "our delta", *ways, "chosen", "kB"],
-                [[n, *[c[n] for c in columns], ",".join(f["chosen"][n] for _, f in first), first[-1][1]["kilobytes"][n]] for n in names]
-                + [["mean", *[mean(c.values()) for c in columns], "", ""]])  # fmt: skip
+    bench.table(["task", *score, "chosen", "kB"], [*rows, ["mean", *[mean(s.values()) for s in score.values()], "", ""]])
     print()
-    total = {way: [s for s, _ in runs[way]] for way in ways}
-    rate = {way: [f["trained"] / f["train"] for _, f in runs[way]] for way in ways}
-    faster = {way: bench.ratio(total[way], total["ours"]) for way in ways[1:]}
-    training = {way: bench.ratio(rate["ours"], rate[way])["median"] for way in ways[1:]}
-    bench.table(["", "seconds (mean)", "training rows/s", "ours is faster by", "in training by"],
-                [[way, mean(total[way]), mean(rate[way]), faster.get(way, {}).get("median"), training.get(way)] for way in ways])
-    stages = {n: round(mean(f["stages"][n] for _, f in runs["ours"]), 2) for n in runs["ours"][0][1]["stages"]}
-    bench.emit("fit", machine=facts, load_after=bench.os.getloadavg()[0], tasks=len(names), rows=a.rows, seeds=a.seeds, reps=a.reps,
-               dtype=first[0][1]["dtype"], passes=max(f["passes"] for _, f in first), seconds={w: [round(s, 2) for s in t] for w, t in total.items()},
-               stages=stages, faster=faster, rows_per_second={w: round(mean(r), 1) for w, r in rate.items()}, training_faster=training,
-               accuracy={w: {n: round(v, 4) for n, v in e.items()} | {"mean": round(mean(e.values()), 4)} for w, e in (each | rungs).items()},
-               chosen={n: [f["chosen"][n] for _, f in first] for n in names})  # fmt: skip
+    seconds = {way: [s for s, _ in runs[way]] for way in ways}
+    rate = {way: [found["trained"] / found["train"] for _, found in runs[way]] for way in ways}
+    faster = {way: bench.ratio(seconds[way], seconds["ours"]) for way in ways[1:]}
+    training = {way: bench.ratio(rate["ours"], rate[way]) for way in ways[1:]}
+    head = ["", "seconds (median)", "training rows/s", "ours is faster by", "in training by"]
+    middle = [[ratios.get(way, {}).get("median") for way in ways] for ratios in (faster, training)]
+    bench.table(head, [[w, median(seconds[w]), median(rate[w]), *m] for w, *m in zip(ways, *middle, strict=True)])
+    ours = [found for _, found in runs["ours"]]
+    stages = {stage: round(mean(found["stages"][stage] for found in ours), 2) for stage in ours[0]["stages"]}
+    accuracy = {way: {n: round(v, 4) for n, v in s.items()} | {"mean": round(mean(s.values()), 4)} for way, s in score.items()}
+    bench.emit(
+        "fit", **facts, load_after=os.getloadavg()[0], dtype=ours[0]["dtype"], passes=max(found["passes"] for found in ours),
+        seconds={way: [round(s, 2) for s in found] for way, found in seconds.items()}, stages=stages, faster=faster,
+        rows_per_second={way: round(median(r), 1) for way, r in rate.items()}, training_faster=training,
+        accuracy=accuracy, chosen=chosen,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

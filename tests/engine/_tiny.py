@@ -2,16 +2,22 @@
 
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers.utils import logging
 
-from anabranch.engine.cache import checksum, read_tensors
+import anabranch.engine.fit as fitting
+import anabranch.engine.run as planning
 
 COLOURS, ANIMALS, NAMES = "red green blue".split(), "cat dog owl".split(), "ann bob lee".split()
 FILLERS = "the a is of in on it was near far big old new very also with walks sits sees finds".split()
@@ -19,6 +25,10 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COLOURS, *ANIMALS, *NAMES, *FILLER
 DOCUMENTS = {f"d{i}": f"w{i} w{(i + 7) % 30} the" for i in range(20)}
 
 Row = dict[str, Any]
+MACHINE = {"dtype": "float32", "gigaflops": 50.0, "threads": 1}  # instead of a measurement
+_home = tempfile.TemporaryDirectory(prefix="anabranch-")
+logging.disable_progress_bar()
+torch.set_num_threads(1)
 
 
 # ---- backbones
@@ -144,6 +154,48 @@ def plan(backbone: Path, data: Path, names: Iterable[str] = HEADED, **more: Any)
     return {"backbone": str(backbone), "tasks": {n: {"data": str(data / n)} for n in names}, "delta": {"lora": {"rank": 2}}} | more
 
 
+@contextmanager
+def quick(steps: int = 12, dtype: str = "float32") -> Iterator[None]:
+    """Inside, fits take few steps and compute in ``dtype``, whatever the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "STEPS", steps)
+        patch.setattr(fitting, "profile", lambda: MACHINE | {"dtype": dtype})
+        yield
+
+
+def fit(made: Any, out: Path, steps: int = 12, dtype: str = "float32", **more: Any) -> dict[str, Any]:
+    with quick(steps, dtype):
+        return fitting.fit(made, out, **more)
+
+
+# ---- what many tests look at; made once, never changed
+
+
+@cache
+def home() -> Path:
+    """A folder with the backbones ``bert`` and ``gpt2`` and a task folder of every kind under ``data``."""
+    place = Path(_home.name)
+    bert(place / "bert")
+    gpt2(place / "gpt2")
+    for kind in KINDS:
+        folder(place / "data" / kind, kind)
+    return place
+
+
+@cache
+def fitted(backbone: str = "bert") -> tuple[Path, dict[str, Any]]:
+    """The run of all kinds that ``backbone`` can do (bert: all but generate), and its results."""
+    place, names = home(), HEADED if backbone == "bert" else KINDS
+    delta = {"lora": {"rank": 4}, "at": ["attention.query", "attention.value", "mlp.in"], "lr": 0.02}
+    more = {} if backbone == "bert" else {"delta": delta}
+    return place / f"run-{backbone}", fit(plan(place / backbone, place / "data", names, **more), place / f"run-{backbone}")
+
+
+def copied(folder: Path, backbone: str = "bert") -> Path:
+    """The run of :func:`fitted`, to be changed."""
+    return Path(shutil.copytree(fitted(backbone)[0], folder))
+
+
 # ---- comparing
 
 
@@ -154,12 +206,6 @@ def timeless(results: Any) -> Any:
     return [timeless(v) for v in results] if isinstance(results, list) else results
 
 
-def content(bundle: Path) -> dict[str, Any]:
-    """What a bundle's files hold: JSON as data, tensors as a checksum."""
-    found: dict[str, Any] = {}
-    for path in sorted(bundle.iterdir()):
-        if path.suffix == ".safetensors":
-            found[path.name] = checksum(read_tensors(path)[0])
-        else:
-            found[path.name] = json.loads(path.read_text()) if path.suffix == ".json" else path.read_bytes()
-    return found
+def files(folder: Path) -> dict[str, bytes]:
+    """All bytes under a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

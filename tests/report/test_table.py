@@ -39,7 +39,7 @@ def test_results_mark_the_chosen_rung_and_draw_what_it_gained():
     bar = "█" * 10  # from 0.25 to 0.875 of 16
     assert line(shown, "intent") == ["intent", "classify", "accuracy", "0.250", "0.750", "0.875*", bar, "156.2"]
     assert line(shown, "mood [x]") == ["mood", "[x]", "classify", "r2", "–", "-0.500*", "–", "156.2"]  # no bar runs backwards
-    assert "mean test score of 2 tasks: 0.188" in shown
+    assert "mean test score 0.188, tasks 2; * chosen on validation" in shown
     assert "seed 7, minilm, bfloat16, 1,234.5 s" in shown
     assert line(shown, "look") == ["look", "1.00", "█" * 4] and line(shown, "delta") == ["delta", "4.00", "█" * 16]
 

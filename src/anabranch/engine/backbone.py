@@ -17,6 +17,7 @@ from anabranch.engine.cache import checksum
 from anabranch.errors import InputError, nearest
 from anabranch.task.kind._base import Unit
 
+LONGEST = 128  # tokens of a text that are read, unless its task has a max_length
 STEP = 16  # a row is padded to the next multiple of this of its own length, and shares a batch only with that length
 
 
@@ -28,7 +29,10 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Backbone:
-    """``pool``: how a text's vector comes from its tokens (mean, cls, last); ``unit``: whether it is scaled to length 1."""
+    """``pool``: how a text's vector comes from its tokens (mean, cls, last); ``unit``: whether it is scaled to length 1.
+
+    ``longest``: tokens that f can read at most.
+    """
 
     id: str
     f: nn.Module
@@ -57,10 +61,10 @@ class Backbone:
         return next(self.f.parameters()).dtype
 
     def tokens(self, units: Sequence[Unit], longest: int | None = None) -> list[Tokens]:
-        """Token ids of texts or of lists of words, cut to ``longest`` tokens; empty texts keep their special tokens."""
+        """Token ids of texts or of lists of words, cut to ``longest`` tokens (128); empty texts keep their special tokens."""
         if not units:
             return []
-        limit, words = min(longest or self.longest, self.longest), not isinstance(units[0], str)
+        limit, words = min(longest or LONGEST, self.longest), not isinstance(units[0], str)
         plain = [u[: 40 * limit] if isinstance(u, str) else [w[:200] for w in u] or [""] for u in units]
         out = self.tokenizer(plain, truncation=True, max_length=limit, is_split_into_words=words, return_attention_mask=False)
         full = len(max(plain, key=len)) > limit  # only then can anything have been cut
@@ -80,7 +84,7 @@ class Backbone:
 
         A text that leaves no room for the answer loses its beginning. Without an answer (None) there is the text only.
         """
-        limit, end = min(longest or self.longest, self.longest), self.tokenizer.eos_token_id
+        limit, end = min(longest or LONGEST, self.longest), self.tokenizer.eos_token_id
         asked = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         told = self.tokenizer([s or "" for s in said], add_special_tokens=False)["input_ids"]
         rows = []
@@ -120,7 +124,7 @@ def bucket(length: int) -> int:
     return -(-length // STEP) * STEP
 
 
-def load(name: str = "minilm", dtype: torch.dtype | None = None, longest: int = 128) -> Backbone:
+def load(name: str = "minilm", dtype: torch.dtype | None = None) -> Backbone:
     """By the name of a method in ``backbone/``, a local folder, or a hub id that is already in the local hub cache."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as hf
@@ -145,8 +149,9 @@ def load(name: str = "minilm", dtype: torch.dtype | None = None, longest: int = 
         hf.set_verbosity(level)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    known = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or longest
-    return Backbone(name, f.eval(), tokenizer, _pool(Path(folder), causal), min(longest, known), causal, folder)
+    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    longest = min(positions, tokenizer.model_max_length)  # RoBERTa has two positions more than it can use
+    return Backbone(name, f.eval(), tokenizer, _pool(Path(folder), causal), longest, causal, folder)
 
 
 def _pool(folder: Path, causal: bool) -> str:

@@ -5,10 +5,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from anabranch.errors import WorkError
@@ -38,16 +41,22 @@ def digest(*parts: Any) -> str:
 
 
 def write(path: Path, make: Callable[[Path], Any]) -> Path:
-    """``make`` writes to a file beside ``path``, which then takes its name: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """``make`` writes to a file beside ``path``, which then takes its name: a reader never sees half a file.
+
+    WorkError names the file when the disk is full or may not be written.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         make(part)
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        raise WorkError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     return path
 
 
@@ -64,27 +73,33 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any] | None = None) -> Path:
-    """safetensors with a JSON note and a checksum of the content in its header."""
-    from safetensors.torch import save_file
-
+    """safetensors whose header holds a JSON note and a checksum of tensors and note."""
     whole = {n: t.detach().contiguous().cpu() for n, t in tensors.items()}
-    meta = {"note": json.dumps(note or {}), "sum": checksum(whole)}
-    return write(path, lambda part: save_file(whole, part, metadata=meta))
+    about = json.dumps({"note": note or {}, "sum": digest(checksum(whole), note or {})})
+    return write(path, lambda part: save_file(whole, part, metadata={"about": about}))  # two keys would come in any order
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and note; WorkError names the file when it is damaged."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 - not a dict
-            meta = file.metadata()
-        if meta["sum"] != checksum(tensors):
-            raise WorkError(f"{path} is damaged: its checksum does not fit its content")
-        return tensors, json.loads(meta["note"])
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            about = json.loads(file.metadata()["about"])
+        note, whole = about["note"], about["sum"] == digest(checksum(tensors), about["note"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise WorkError(f"{path} is damaged ({error})") from None
+    if not whole:
+        raise WorkError(f"{path} is damaged: its checksum does not fit its content")
+    return tensors, note
+
+
+def recall(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What :func:`write_tensors` left in a cache; None where it has nothing, or something damaged, which is deleted."""
+    try:
+        return read_tensors(path) if path.exists() else None
+    except WorkError:
+        path.unlink()
+        return None
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:

@@ -21,24 +21,35 @@ from anabranch.task.plan import read_plan
 def add(run: Path, plan: Any, *, on_error: str = "stop", told: Told | None = None) -> dict[str, Any]:
     """Fits a plan's tasks with the deltas of the bundle and appends them; returns the run's results.
 
-    InputError for a task name that the bundle has. The new tasks are fitted in ``RUN/work/add-<names>``; a killed ``add``
-    goes on there.
+    InputError for a task name that the bundle has, and for another backbone, seed, delta or gate than the bundle's. The new
+    tasks are fitted in ``RUN/work/add-<hash of the plan>``; a killed ``add`` goes on there.
     """
     run = Path(run)
     folder, bundle = store.open_bundle(run)
-    more = read_plan(plan)
+    more, made = read_plan(plan), bundle["made"]["plan"]
     known = [n for n in more.tasks if n in bundle["tasks"]]
     if known:
         raise InputError(
             f"the bundle has a task {known[0]!r} already: give the new one another name, or remove the old one first"
         )
-    made = bundle["made"]["plan"]
-    whole = more.model_copy(update={k: made[k] for k in ("backbone", "delta", "gate")})
-    part = run / "work" / ("add-" + store.digest(sorted(more.tasks)))
+    other = [k for k in ("backbone", "seed", "delta", "gate") if k in more.model_fields_set and getattr(more, k) != made[k]]
+    if other:
+        raise InputError(f"a bundle has one {other[0]}, here {made[other[0]]}: leave {other[0]} out of the plan")
+    entries = made["delta"] if isinstance(made["delta"], list) else [made["delta"]]
+    whole = more.model_copy(update={k: made[k] for k in ("backbone", "seed", "gate")} | {"delta": [
+        {b["delta"]["method"].partition(".")[2]: b["delta"]["settings"]}  # as fitted: a budget may have made a rank smaller
+        | {k: entry[k] for k in ("at", "lr") if isinstance(entry, dict) and k in entry}
+        for entry, b in zip(entries, bundle["banks"], strict=True)
+    ]})  # fmt: skip
+    part = run / "work" / ("add-" + store.digest(whole.model_dump(mode="json")))
     results = fit(whole, part, resume=True, on_error=on_error, told=told)
     fresh_folder, fresh = store.open_bundle(part)
-    if [b["layout"] for b in fresh["banks"]] != [b["layout"] for b in bundle["banks"]]:
-        bundle = bundle | {"banks": fresh["banks"]} if not any(t["rung"] != "probe" for t in bundle["tasks"].values()) else bundle
+    old_slots, new_slots = (any(t["rung"] != "probe" for t in b["tasks"].values()) for b in (bundle, fresh))
+    if new_slots and [b["layout"] for b in fresh["banks"]] != [b["layout"] for b in bundle["banks"]]:
+        if old_slots:
+            raise InputError("slots of one bundle are of one size: leave kilobytes_per_task out of the plan, or raise it")
+        bundle["banks"] = fresh["banks"]
+    made["tasks"] |= whole.model_dump(mode="json")["tasks"]
     for name, record in fresh["tasks"].items():
         if record["rung"] == "shared":  # the new tasks' shared slot becomes an own slot of each, so the old one stays as it is
             packed, head, post = store.parts_of(fresh_folder, record["file"])
@@ -61,6 +72,7 @@ def remove(run: Path, task: str) -> dict[str, Any]:
     if len(bundle["tasks"]) == 1:
         raise InputError(f"{task} is the only task of {run}; delete the folder instead")
     del bundle["tasks"][task]
+    bundle["made"]["plan"]["tasks"].pop(task, None)
     shared = bundle.get("shared")
     if shared:
         users = [n for n in shared["tasks"] if n != task]

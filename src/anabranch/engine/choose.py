@@ -48,9 +48,9 @@ def better(job: Job, new: Rung, old: Rung, seed: int = 0) -> bool:
     The main metric decides when it can. Where the two lie within one standard error, as they do on few rows, the log
     loss (squared error) decides in the same way, because it also sees how sure the right answers are.
     """
-    if new.valid is None or old.valid is None:
-        return False
     truth, labels = job.parts["valid"].labels, job.kind.labels
+    if new.valid is None or old.valid is None or len(truth) < 2:  # one row has no standard error
+        return False
     pairs = [(r.found[0], r.found[1] if labels and not job.kind.words else None) for r in (new, old)]
     error = spread(job.metric, truth, pairs[0], pairs[1], labels, seed=seed)
     gain = new.valid - old.valid

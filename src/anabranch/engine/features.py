@@ -3,6 +3,7 @@
 Per unit: its vector; per word, for units of words; and what block ``tail`` receives, so that training starts there.
 """
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,7 @@ from torch import Tensor
 from anabranch.core.adapt import Adapted
 from anabranch.core.site import blocks, capture
 from anabranch.engine.backbone import Backbone, Tokens, bucket
-from anabranch.engine.cache import digest, read_tensors, write, write_tensors
-from anabranch.errors import WorkError
+from anabranch.engine.cache import digest, recall, write, write_tensors
 
 CHUNK = 1024  # units per file, so that a kill loses little
 BATCH = 4096  # tokens per forward pass: large enough for the matrix units, small enough for the cache
@@ -34,8 +34,8 @@ class Features:
         self.known: dict[Tokens, int] = {}
         self.place: list[tuple[int, int]] = []  # unit -> chunk, row
         self.chunks: list[list[int]] = []
-        self.vectors = torch.zeros(0, backbone.d)
-        self.words: list[Tensor | None] = []
+        self.vectors = torch.zeros(0, backbone.d * (2 if tail else 1))  # of f's end, and of its middle where the tail begins
+        self.words: list[Tensor] = []
         self._hidden: dict[int, Any] = {}
 
     def add(self, rows: Sequence[Tokens]) -> list[int]:
@@ -56,33 +56,26 @@ class Features:
         assert self.folder is not None
         new = sorted(range(len(self.place), len(self.tokens)), key=lambda u: (self.length(u), u))
         self.place += [(0, 0)] * len(new)
-        self.words += [None] * len(new)
-        grown = torch.zeros(len(self.tokens), self.backbone.d)
+        self.words += [self.vectors[:0]] * len(new)  # a text without words has none
+        grown = torch.zeros(len(self.tokens), self.vectors.shape[1])
         grown[: len(self.vectors)] = self.vectors
         self.vectors = grown
         done, used = 0, sum(p.stat().st_size for p in self.folder.glob("*.npy"))
         for units in self._cut(new):
             name = digest(self.backbone.fingerprint, str(self.backbone.dtype), self.tail, [self.tokens[u] for u in units])
             path, hidden = self.folder / f"{name}.safetensors", self.folder / f"{name}.npy"
-            found = self._read(path)
+            kept = recall(path)
+            found = kept[0] if kept and kept[1].get("hidden") == crc(hidden) else None  # else it is made again
             if found is None:
+                hidden.unlink(missing_ok=True)
                 size = len(units) * self.length(units[0]) * self.backbone.d * self.backbone.dtype.itemsize
                 keep = self.tail > 0 and used + size <= self.disk
                 found = self._compute(units, hidden if keep else None)
-                write_tensors(path, found)
+                write_tensors(path, found, {"hidden": crc(hidden)})
                 used += size * keep
             self._take(units, found, hidden)
             done += len(units)
             progress(done, len(new))
-
-    def _read(self, path: Path) -> dict[str, Tensor] | None:
-        """A chunk from disk; a damaged one is made again."""
-        try:
-            return read_tensors(path)[0] if path.exists() else None
-        except WorkError:
-            path.unlink(missing_ok=True)
-            path.with_suffix(".npy").unlink(missing_ok=True)
-            return None
 
     def _cut(self, units: Sequence[int]) -> Iterator[list[int]]:
         part: list[int] = []
@@ -97,22 +90,32 @@ class Features:
     @torch.inference_mode()
     def _compute(self, units: Sequence[int], hidden: Path | None) -> dict[str, Tensor]:
         b, seen, parts, vectors, words = self.backbone, [], [], [], []  # type: ignore[var-annotated]
-        handle = capture(b.f, self.tail, seen) if hidden else None
+        handle = capture(b.f, self.tail, seen) if self.tail else None
         try:
             for i in range(0, len(units), max(1, BATCH // self.length(units[0]))):
                 batch = units[i : i + max(1, BATCH // self.length(units[0]))]
                 inputs = b.inputs([self.tokens[u].ids for u in batch])
                 last = last_hidden(b.f(**inputs, **more(b)))
-                vectors.append(b.pooled(last, inputs["attention_mask"]))
-                words += [last[r, list(self.tokens[u].starts)] for r, u in enumerate(batch) if self.tokens[u].starts]
-                parts += [seen.pop()] if hidden else []
+                middle = seen.pop() if self.tail else None
+                vectors += self.read(batch, last, middle, inputs["attention_mask"], False)
+                if any(self.tokens[u].starts for u in batch):
+                    words += self.read(batch, last, middle, inputs["attention_mask"], True)
+                parts += [middle] if hidden and middle is not None else []
         finally:
             if handle:
                 handle.remove()
         if hidden:
             bits = torch.cat(parts).view(torch.int16 if b.dtype.itemsize == 2 else torch.int32).numpy()
             with_file(hidden, bits)
-        return {"vectors": torch.cat(vectors)} | ({"words": torch.cat(words)} if words else {})
+        return {"vectors": torch.cat(vectors)} | ({"words": torch.cat(words).to(b.dtype)} if words else {})
+
+    def read(self, units: Sequence[int], last: Tensor, middle: Tensor | None, mask: Tensor, words: bool) -> list[Tensor]:
+        """Features of each unit, [1, d] or of its words [words, d]; with a middle 2d, the end of f first."""
+        hidden = [last] if middle is None else [last, middle]
+        if words:
+            wide = torch.cat(hidden, -1)
+            return [wide[r, list(self.tokens[u].starts)].float() for r, u in enumerate(units)]
+        return list(torch.cat([self.backbone.pooled(h, mask) for h in hidden], -1).split(1))
 
     def _take(self, units: Sequence[int], found: dict[str, Tensor], hidden: Path) -> None:
         chunk = len(self.chunks)
@@ -160,10 +163,11 @@ class Features:
             second.remove()
         return seen[0]
 
-    def forward(self, adapted: Adapted, units: Sequence[int], routes: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The last hidden states [b, l, d] of units of one bucket under ``routes``, and their inputs."""
+    def forward(self, adapted: Adapted, units: Sequence[int], routes: Any, words: bool) -> list[Tensor]:
+        """Features (as :meth:`read` gives them) of units of one bucket under ``routes``."""
         inputs, hidden = self.entry(units)
-        return last_hidden(adapted(inputs | more(self.backbone), routes, hidden)), inputs
+        last = last_hidden(adapted(inputs | more(self.backbone), routes, hidden))
+        return self.read(units, last, hidden, inputs["attention_mask"], words)
 
 
 def last_hidden(out: Any) -> Tensor:
@@ -173,6 +177,14 @@ def last_hidden(out: Any) -> Tensor:
 
 def more(b: Backbone) -> dict[str, Any]:
     return {"output_hidden_states": True, "use_cache": False} if b.causal else {}
+
+
+def crc(path: Path) -> int | None:
+    """Of an array on disk; None where there is none, or only a part of one."""
+    try:
+        return zlib.crc32(np.load(path, mmap_mode="r"))
+    except (OSError, ValueError, EOFError):
+        return None
 
 
 def with_file(path: Path, bits: Any) -> None:

@@ -17,17 +17,17 @@ from anabranch.core.names import make
 from anabranch.core.site import Site, find
 from anabranch.engine import linear
 from anabranch.engine.backbone import Backbone
-from anabranch.engine.cache import digest, read_json, read_tensors, write_json, write_tensors
+from anabranch.engine.cache import digest, read_json, recall, write_json, write_tensors
 from anabranch.engine.choose import climb
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, job_of, kind_of
 from anabranch.engine.model import backbone_of
 from anabranch.engine.profile import profile
-from anabranch.engine.result import finish, results_of, served
+from anabranch.engine.result import finish, numbers_of, results_of, served
 from anabranch.engine.run import Run, Told, epochs_of, estimate
 from anabranch.engine.share import relate, share
 from anabranch.engine.train import Learner, Trainer, seeded
-from anabranch.errors import InputError
+from anabranch.errors import InputError, WorkError
 from anabranch.task.data import Task, load_task
 from anabranch.task.plan import STAGES, Plan, read_plan
 
@@ -56,9 +56,8 @@ def fit(
     for i, (name, spec) in enumerate(plan.tasks.items()):
         told("look", i, len(plan.tasks), name)
         tasks[name] = load_task(name, spec, seed=plan.seed, strict=plan.strict, on_error=on_error)  # type: ignore[arg-type]
-    machine = profile()
-    longest = max((t.max_length or 128 for t in tasks.values()), default=128)
-    backbone = backbone_of(plan.backbone, machine["dtype"], longest)
+    machine = machine_of(out / "work" / "profile.json")
+    backbone = backbone_of(plan.backbone, machine["dtype"])
     notes: list[str] = []
     banks, rates = banks_of(plan, backbone, tasks, notes)
     depth = max(0, min((s.depth for bank in banks for s in bank.sites), default=0))
@@ -69,8 +68,7 @@ def fit(
     run.jobs = {name: job_of(task, run.features) for name, task in tasks.items()}
     if dry:
         return estimate(run, stages)
-    if not (run.work / "profile.json").exists():
-        write_json(run.work / "profile.json", machine)
+    write_json(run.work / "profile.json", machine)
     run.took["look"] = time.perf_counter() - begun
     for name, stage in (("features", features), ("probe", probe), ("relate", related), ("delta", delta), ("share", shared)):
         if name in stages:
@@ -86,6 +84,14 @@ def fit(
     return results
 
 
+def machine_of(kept: Path) -> dict[str, Any]:
+    """The machine as this run first found it: a resumed run computes in the same type and plans the same passes."""
+    try:
+        return dict(read_json(kept))
+    except (FileNotFoundError, WorkError):
+        return profile()
+
+
 def stages_of(plan: Plan) -> list[str]:
     asked = list(plan.stages or STAGES)
     if "probe" not in asked or "features" not in asked:
@@ -96,23 +102,25 @@ def stages_of(plan: Plan) -> list[str]:
 def claim(out: Path, plan: Plan, resume: bool, overwrite: bool) -> None:
     """Makes ``out`` this plan's run, or says why it cannot be."""
     said = plan.model_dump(mode="json")
-    used = out.exists() and any(out.iterdir()) if not out.exists() or out.is_dir() else True
-    if used and out.is_file():
+    if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; --out needs a folder")
-    if used and overwrite:
-        if not (out / "plan.json").exists():
-            raise InputError(f"{out} holds other files than a run: choose another --out, or empty it yourself")
+    there = [p.name for p in out.iterdir() if p.suffix != ".part"] if out.exists() else []
+    if there and not (resume or overwrite):
+        raise InputError(f"{out} is not empty: add --resume to go on, --overwrite to start anew, or choose another --out")
+    if there and "plan.json" not in there:
+        raise InputError(f"{out} holds other files than a run: choose another --out, or empty it yourself")
+    if there and overwrite:
         for part in ("results.json", "report.html", "bundle", "work", "plan.json"):
             shutil.rmtree(out / part) if (out / part).is_dir() else (out / part).unlink(missing_ok=True)
-    elif used and not resume:
-        raise InputError(f"{out} is not empty: add --resume to go on, --overwrite to start anew, or choose another --out")
-    elif used and (out / "plan.json").exists():
+    elif there:
         old = read_json(out / "plan.json")
         differ = sorted(k for k in {*old, *said} if old.get(k) != said.get(k))
         if differ:
             raise InputError(
                 f"{out} was made by another plan, which differs in {', '.join(differ)}: use that plan, or --overwrite"
             )
+        if "results.json" in there and (changed := read_json(out / "results.json")["tasks"].keys() ^ plan.tasks.keys()):
+            raise InputError(f"{out} is finished and was changed since (tasks {', '.join(sorted(changed))}): nothing to resume")
     write_json(out / "plan.json", said)
 
 
@@ -164,11 +172,12 @@ def probe(run: Run) -> None:
         run.told("probe", i, len(run.jobs), name)
         start = time.perf_counter()
         saved = run.work / "probe" / f"{digest(name)}-{run.key(job)}.safetensors"
-        if saved.exists():
-            head = read_tensors(saved)[0]
+        kept = recall(saved)
+        if kept is not None:
+            head = kept[0]
         else:
-            head, strength = linear.probe(job, run.features)
-            write_tensors(saved, head, {"strength": strength})
+            head, how = linear.probe(job, run.features)
+            write_tensors(saved, head, how)
         run.rungs[name] = [climb("probe", job, run.features, linear.frozen(run.features, job), head)]
         run.own[name] = time.perf_counter() - start
 
@@ -216,7 +225,8 @@ def shared(run: Run) -> None:
     epochs = min(epochs_of(run, job) for job, _ in pairs)
     key = digest([run.key(job, epochs) for job, _ in pairs], str(run.plan.balance))
     theta, learners = share(trainer, pairs, epochs, balance, key, lambda done, of: run.told("share", done, of, "passes"))
+    widest = max(numbers_of(learner.head) for learner in learners)
     for learner in learners:
-        rung = served(run, trainer, "shared", learner.job, theta | learner.theta)
+        rung = served(run, trainer, "shared", learner.job, theta | learner.theta, widest)
         run.rungs[learner.job.name].append(rung)
         run.extra["shared slot"] = rung.packed

@@ -15,7 +15,7 @@ from anabranch.task.data import Rows, Task
 from anabranch.task.kind import Kind
 from anabranch.task.metrics import find as find_metric
 
-Head = dict[str, Tensor]  # W [outputs, inputs], b [outputs]; empty for kinds without one
+Head = dict[str, Tensor]  # W [outputs, inputs], b [outputs], mean and scale [inputs]; empty for kinds without one
 SPLITS = ("train", "valid", "test")
 
 
@@ -93,5 +93,25 @@ def default_metric(task: Task, kind: Kind) -> str:
 
 
 def apply(head: Head, x: Tensor) -> Tensor:
-    """x [n, inputs] -> [n, outputs]; without a head, x itself."""
-    return x @ head["W"].mT + head["b"] if head else x
+    """``((x - mean) * scale) W^T + b``: x [n, inputs or more] -> [n, outputs]; without a head, x itself."""
+    if not head:
+        return x
+    return (x[:, : head["W"].shape[1]] - head["mean"]) * head["scale"] @ head["W"].mT + head["b"]
+
+
+def fresh(outputs: int, x: Tensor, d: int) -> Head:
+    """A head of zeros over x [n, inputs], which it sees centred and each part of d inputs scaled to mean length 1."""
+    mean = x.mean(0)
+    lengths = torch.stack([p.norm(dim=1).mean() for p in (x - mean).split(d, dim=1)])
+    scale = 1 / lengths.clamp(min=1e-6).repeat_interleave(d)
+    return {"W": torch.zeros(outputs, x.shape[1]), "b": torch.zeros(outputs), "mean": mean, "scale": scale}
+
+
+def leaves_of(head: Head) -> Head:
+    """A copy to train: W and b learn, mean and scale stay."""
+    return {n: t.clone().requires_grad_(n in ("W", "b")) for n, t in head.items()}
+
+
+def joined(kind: Kind, z: Tensor, counts: Sequence[int], d: int) -> Tensor:
+    """Inputs of a kind's head from features of units [units, d or 2d]."""
+    return kind.join(z if kind.wide() else z[:, :d], counts)

@@ -10,7 +10,7 @@ from torch import Tensor
 from anabranch.core.adapt import Adapted
 from anabranch.core.route import Route
 from anabranch.engine.features import Features
-from anabranch.engine.job import Head, Job, Part, apply
+from anabranch.engine.job import Head, Job, Part, apply, fresh, joined, leaves_of
 from anabranch.task.kind import Kind
 from anabranch.task.kind._base import Post
 from anabranch.task.metrics import score
@@ -24,7 +24,7 @@ class View(Protocol):
     def speak(self, units: Sequence[int]) -> list[str]: ...
 
 
-PENALTIES = (1.0, 10.0, 100.0, 1000.0)  # inverse strength C, as in scikit-learn's LogisticRegression
+PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)  # inverse strength C, as in scikit-learn
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Frozen:
 
     def __call__(self, units: Sequence[int]) -> Tensor:
         if self.words:
-            return torch.cat([self.features.words[u].float() for u in units])  # type: ignore[union-attr]
+            return torch.cat([self.features.words[u].float() for u in units])
         return self.features.vectors[list(units)]
 
     def speak(self, units: Sequence[int]) -> list[str]:
@@ -56,50 +56,58 @@ def speak(features: Features, adapted: Adapted, units: Sequence[int], slot: int 
         rows = [i for i, front in enumerate(fronts) if len(front) == length]
         ids = torch.tensor([fronts[i] for i in rows])
         adapted.routes = [None if slot is None else Route.to([slot] * len(rows)) for _ in adapted.banks]
-        found = adapted.f.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False,
-                                   pad_token_id=b.pad)  # type: ignore[operator] # fmt: skip
+        found = adapted.f.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=b.pad,
+                                   max_new_tokens=min(most, b.longest - length))  # type: ignore[operator] # fmt: skip
         for i, row in zip(rows, b.tokenizer.batch_decode(found[:, length:], skip_special_tokens=True), strict=True):
             out[i] = row.strip()
     return out
 
 
-def inputs(job: Job, rows: Sequence[Sequence[int]], view: View, counts: Sequence[int]) -> Tensor:
-    return job.kind.join(view([u for row in rows for u in row]), counts)
+def inputs(job: Job, rows: Sequence[Sequence[int]], view: View, counts: Sequence[int], d: int) -> Tensor:
+    return joined(job.kind, view([u for row in rows for u in row]), counts, d)
 
 
 def solve(kind: Kind, x: Tensor, y: Any, counts: Sequence[int], c: float, start: Head, steps: int = 100) -> Head:
     """Minimises ``mean loss + ||W||^2 / (2 c n)`` by L-BFGS from ``start``; the bias is free."""
-    head = {n: t.clone().requires_grad_() for n, t in start.items()}
-    optimiser = torch.optim.LBFGS(head.values(), max_iter=steps, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
-    n = len(counts)
+    head, n = leaves_of(start), len(counts)
+    optimiser = torch.optim.LBFGS([head["W"], head["b"]], max_iter=steps, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
         loss = kind.loss(apply(head, x), y, counts).mean() + head["W"].square().sum() / (2 * c * n)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimiser.step(closure)
+    optimiser.step(closure)  # type: ignore[arg-type]
     return {name: t.detach() for name, t in head.items()}
 
 
-def probe(job: Job, features: Features) -> tuple[Head, float]:
-    """The head whose strength has the least validation loss, rounded as it is stored; and that strength."""
-    kind, view = job.kind, frozen(features, job)
-    outputs, size = kind.width(features.backbone.d)
+def probe(job: Job, features: Features) -> tuple[Head, dict[str, Any]]:
+    """The head with the least validation loss, rounded as it is stored, and how it came about.
+
+    Candidates: the features of f's end, or for kinds that may also those of its middle (which hold more of words and of
+    syntax), each along a path of ever weaker penalties.
+    """
+    kind, view, d = job.kind, frozen(features, job), features.backbone.d
+    outputs = kind.width(d)[0]
     if not outputs:
-        return {}, 0.0
-    train, valid = ((p, job.counts(features, p.units)) for p in (job.parts["train"], job.parts["valid"]))
-    x, z = inputs(job, train[0].units, view, train[1]), inputs(job, valid[0].units, view, valid[1])
-    head: Head = {"W": torch.zeros(outputs, size), "b": torch.zeros(outputs)}
-    best, least, strength = head, float("inf"), PENALTIES[0]
-    for c in PENALTIES:
-        head = rounded(solve(kind, x, train[0].y, train[1], c, head))
-        loss = float(kind.loss(apply(head, z), valid[0].y, valid[1]).mean()) if len(valid[0]) else 0.0
-        if loss >= least:
-            break
-        best, least, strength = head, loss, c
-    return best, strength
+        return {}, {}
+    train, valid = job.parts["train"], job.parts["valid"]
+    counts, held = job.counts(features, train.units), job.counts(features, valid.units)
+    x, z = inputs(job, train.units, view, counts, d), inputs(job, valid.units, view, held, d) if len(valid) else None
+    best: Head = {}
+    least, chosen = float("inf"), dict[str, Any]()
+    for size in sorted({kind.width(d)[1], x.shape[1]}):
+        head, before = fresh(outputs, x[:, :size], d), float("inf")
+        for c in PENALTIES:
+            head = rounded(solve(kind, x, train.y, counts, c, head))
+            loss = 0.0 if z is None else float(kind.loss(apply(head, z), valid.y, held).mean())
+            if loss < least:
+                best, least, chosen = head, loss, {"strength": c, "inputs": size}
+            if loss >= before:
+                break
+            before = loss
+    return best, chosen
 
 
 def rounded(head: Head) -> Head:
@@ -110,7 +118,7 @@ def rounded(head: Head) -> Head:
 @torch.no_grad()
 def outputs(job: Job, part: Part, features: Features, view: View, head: Head) -> tuple[Tensor, list[int]]:
     counts = job.counts(features, part.units)
-    return apply(head, inputs(job, part.units, view, counts)), counts
+    return apply(head, inputs(job, part.units, view, counts, features.backbone.d)), counts
 
 
 @torch.no_grad()
@@ -132,8 +140,9 @@ def answers(job: Job, part: Part, features: Features, view: View, head: Head, po
         return said, said
     if job.documents:
         ids = list(job.documents)
-        index = torch.nn.functional.normalize(view(list(job.documents.values())), dim=-1)
-        queries = torch.nn.functional.normalize(view([row[0] for row in part.units]), dim=-1)
+        d = features.backbone.d
+        index = torch.nn.functional.normalize(view(list(job.documents.values()))[:, :d], dim=-1)
+        queries = torch.nn.functional.normalize(view([row[0] for row in part.units])[:, :d], dim=-1)
         return ranked(queries, index, ids)
     out, counts = outputs(job, part, features, view, head)
     pred, scores = job.kind.answer(out, counts, post)

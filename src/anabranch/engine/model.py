@@ -12,7 +12,7 @@ from anabranch.core.bank import Bank
 from anabranch.engine.backbone import Backbone
 from anabranch.engine.backbone import load as load_backbone
 from anabranch.engine.features import Features
-from anabranch.engine.job import Head, apply
+from anabranch.engine.job import Head, apply, joined
 from anabranch.engine.linear import ranked, speak
 from anabranch.engine.store import bank_of, corpus_of, get, open_bundle, parts_of, same_backbone, unpack
 from anabranch.engine.train import encode
@@ -76,12 +76,20 @@ class Model:
             raise InputError(f"no task {name!r} in this bundle{nearest(name, self.served)}")
         return self.served[name]
 
-    def predict(self, task: str | Sequence[str], rows: Sequence[Mapping[str, Any] | str]) -> list[dict[str, Any]]:
+    def predict(self, task: str | Sequence[str], rows: Any) -> list[dict[str, Any]]:
         """One answer per row: ``{"prediction", "scores"}``; for several tasks or ``all``, ``{task: answer or None}``.
+
+        ``rows``: a list of texts, of ``{"text", "text_b"?, "tokens"?, "choices"?}``, or a pandas frame of these columns.
 
         None where a row lacks what the task reads. InputError names the row and what is missing when one task is asked.
         """
-        given = [{"text": r} if isinstance(r, str) else dict(r) for r in rows]
+        if isinstance(rows, (str, Mapping)):
+            raise InputError("rows is a list of texts or of {'text': ...}, got a single one: put it in [ ]")
+        records = rows.to_dict("records") if type(rows).__name__ == "DataFrame" else rows  # it iterates over its columns
+        given = [{"text": r} if isinstance(r, str) else r for r in records]
+        for i, row in enumerate(given):
+            if not isinstance(row, Mapping):
+                raise InputError(f"row {i + 1}: expected a text or {{'text': ...}}, got {row!r:.60}")
         if isinstance(task, str) and task != "all":
             served = self.task(task)
             for i, row in enumerate(given):
@@ -138,8 +146,12 @@ class Model:
             return [], []
         x = torch.cat(z)
         if served.corpus is not None:
-            return ranked(torch.nn.functional.normalize(x, dim=-1), self.index_of(served), list(served.corpus))
-        pred, scores = served.kind.answer(apply(served.head, served.kind.join(x, counts)), counts, served.post)
+            return ranked(
+                torch.nn.functional.normalize(x[:, : self.backbone.d], dim=-1), self.index_of(served), list(served.corpus)
+            )
+        pred, scores = served.kind.answer(
+            apply(served.head, joined(served.kind, x, counts, self.backbone.d)), counts, served.post
+        )
         if served.kind.words:
             common, whole = served.record["common"], [len(row["tokens"]) for row in rows]
             pred = [p + [common] * (n - len(p)) for p, n in zip(pred, whole, strict=True)]
@@ -153,7 +165,7 @@ class Model:
             live = Features(self.backbone, None, self.tail)
             units = live.add(self.backbone.tokens(list(served.corpus.values()), served.record.get("max_length")))
             z = encode(live, self.adapted, units, [served.slot] * len(units), False)
-            served.index = torch.nn.functional.normalize(torch.cat(z), dim=-1)
+            served.index = torch.nn.functional.normalize(torch.cat(z)[:, : self.backbone.d], dim=-1)
         return served.index
 
     def evaluate(self, folder: Path | str, on_error: str = "stop") -> dict[str, dict[str, Any]]:
@@ -170,7 +182,7 @@ class Model:
         for name, place in places.items():
             served = self.task(name)
             spec = TaskSpec(data=str(place), kind=served.record["kind"], labels=served.record["labels"] or None)
-            task = load_task(name, spec, on_error=on_error)  # type: ignore[arg-type]
+            task = load_task(name, spec, seed=self.bundle["made"]["seed"], on_error=on_error)  # type: ignore[arg-type]
             rows = task.test
             pred, scores = self.answers([(served, dicts(rows))])[0]
             real = served.record["labels"] if not served.kind.words else None
@@ -215,16 +227,16 @@ def load(path: Path | str, device: str | None = None) -> Any:
     if isinstance(path, str) and not place.exists() and "/" not in path:
         return backbone_of(path, "float32")
     folder, bundle = open_bundle(place)
-    backbone = backbone_of(bundle["backbone"]["id"], bundle["dtype"], bundle["backbone"]["longest"])
+    backbone = backbone_of(bundle["backbone"]["id"], bundle["dtype"])
     same_backbone(backbone, bundle, folder)
     return Model(folder, bundle, backbone)
 
 
-def backbone_of(name: str, dtype: str, longest: int = 128) -> Backbone:
+def backbone_of(name: str, dtype: str) -> Backbone:
     """Loaded once per process and type; the fingerprint is taken in fp32."""
     key = (name, dtype)
     if key not in _BACKBONES:
-        backbone = load_backbone(name, longest=longest)
+        backbone = load_backbone(name)
         _ = backbone.fingerprint
         backbone.f.to(getattr(torch, dtype))
         _BACKBONES[key] = backbone

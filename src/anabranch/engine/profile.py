@@ -25,12 +25,12 @@ def profile() -> dict[str, Any]:
     path = cache_dir() / f"profile-{digest(here)}.json"
     try:
         return dict(read_json(path))
-    except (FileNotFoundError, WorkError):
+    except (OSError, WorkError):
         pass
     speed = {str(t)[6:]: _gigaflops(t) for t in (torch.float32, torch.bfloat16)}
     dtype = "bfloat16" if speed["bfloat16"] > FASTER * speed["float32"] else "float32"
     found = here | {"dtype": dtype, "gigaflops": round(speed[dtype], 1)}
-    with suppress(OSError):  # a cache that cannot be written only costs the measurement next time
+    with suppress(WorkError):  # a cache that cannot be written only costs the measurement next time
         write_json(path, found)
     return found
 

@@ -8,23 +8,27 @@ import torch
 from anabranch import __version__
 from anabranch.core.bank import Bank
 from anabranch.engine import linear, store
+from anabranch.engine.backbone import LONGEST
 from anabranch.engine.choose import Rung, choose, climb
-from anabranch.engine.job import Job
+from anabranch.engine.job import Head, Job
 from anabranch.engine.lexical import bm25
 from anabranch.engine.run import Run
 from anabranch.engine.train import Learner, Trainer
 from anabranch.task.metrics import score
 
 
-def served(run: Run, trainer: Trainer, name: str, job: Job, numbers: dict[str, Any]) -> Rung:
-    """A slot and head as they would be stored (rounded, frozen, small enough), and how they answer."""
+def served(run: Run, trainer: Trainer, name: str, job: Job, numbers: dict[str, Any], widest: int = 0) -> Rung:
+    """A slot and head as they would be stored (rounded, frozen, small enough), and how they answer.
+
+    ``widest``: numbers of the widest head beside a shared slot, which is stored once and so in one form.
+    """
     head = linear.rounded({n[5:]: t for n, t in numbers.items() if n.startswith("head.")})
     tree: dict[str, Any] = {}
     for i, bank in enumerate(run.banks):
         rows = {n.partition(".")[2]: t for n, t in numbers.items() if n.startswith(f"{i}.")}
         tree |= {f"{i}/{site}": bank.delta.freeze(p) for site, p in bank.tree(rows).items()}
     limit, packed = run.plan.budget.kilobytes_per_task, store.pack(tree, "bf16")
-    if limit and store.size(packed) + 2 * sum(t.numel() for t in head.values()) > 1000 * limit:
+    if limit and store.size(packed) + 2 * (widest or numbers_of(head)) > 1000 * limit:
         packed = store.pack(tree, "int8")
         run.notes.append(f"{job.name}: its delta is stored as int8 to stay near {limit:g} kilobytes")
     banks = [bank_like(bank, i, tree) for i, bank in enumerate(run.banks)]
@@ -35,6 +39,10 @@ def served(run: Run, trainer: Trainer, name: str, job: Job, numbers: dict[str, A
     rung = climb(name, job, run.features, view, head)
     rung.packed = packed
     return rung
+
+
+def numbers_of(head: Head) -> int:
+    return sum(t.numel() for t in head.values())
 
 
 def cut(tree: dict[str, Any], i: int) -> dict[str, Any]:
@@ -67,7 +75,7 @@ def finish(run: Run) -> tuple[dict[str, Any], dict[str, Rung]]:
         tree = store.unpack(served_banks[i])
         banks.append(store.bank_card(bank_like(bank, i, tree) if tree else bank))
     bundle = {
-        "backbone": {"id": run.backbone.id, "fingerprint": run.backbone.fingerprint, "longest": run.backbone.longest},
+        "backbone": {"id": run.backbone.id, "fingerprint": run.backbone.fingerprint},
         "dtype": str(run.backbone.dtype)[6:],
         "banks": banks,
         "tasks": records,
@@ -90,7 +98,7 @@ def record(run: Run, job: Job, rung: Rung) -> dict[str, Any]:
     common = {"common": int(kind.constant(job.parts["train"].y).argmax())} if kind.words else {}
     return {
         "kind": task.kind, "labels": kind.labels, "two": kind.two, "mean": kind.mean, "std": kind.std, "metric": job.metric,
-        "rung": rung.name, "valid": rung.valid, "test": rung.test, "max_length": task.max_length, "description": task.description,
+        "rung": rung.name, "valid": rung.valid, "test": rung.test, "max_length": task.max_length or LONGEST, "description": task.description,
     } | common  # fmt: skip
 
 
@@ -107,7 +115,7 @@ def results_of(run: Run, chosen: dict[str, Rung], bundle: dict[str, Any], total:
             "majority": linear.majority(job, job.parts["test"]),
             "probe": by["probe"].test, "delta": by["delta"].test if "delta" in by else None,
             "shared": by["shared"].test if "shared" in by else None, "chosen": rung.name, "valid": rung.valid, "test": rung.test,
-            "kilobytes": round((own + 2 * sum(t.numel() for t in rung.head.values())) / 1000, 3),
+            "kilobytes": round((own + 2 * numbers_of(rung.head)) / 1000, 3),
             "seconds": round(run.own[name], 3), "curve": run.curves.get(name, []), "warnings": run.tasks[name].warnings,
             "counts": run.tasks[name].counts,
             "bm25": lexical(run, job),

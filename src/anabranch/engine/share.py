@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from anabranch.core.balance import Balancer, Point
-from anabranch.engine.cache import read_tensors, write_tensors
-from anabranch.engine.job import Head, Job
+from anabranch.engine.cache import recall, write_tensors
+from anabranch.engine.job import Head, Job, leaves_of
 from anabranch.engine.train import Learner, Trainer, seeded
 
 TOGETHER = 8  # tasks in one step of the shared slot
@@ -76,8 +76,8 @@ def share(
     common, state = Learner(jobs[0][0], start(trainer), epochs), None
     common.planned = epochs * len(rounds([[[0]] * learner.steps for learner in learners]))
     saved = trainer.folder / f"shared-{key}.safetensors"
-    if saved.exists():
-        tensors, note = read_tensors(saved)
+    if found := recall(saved):
+        tensors, note = found
         for j, learner in enumerate([common, *learners]):
             mine = {n.partition("|")[2]: t for n, t in tensors.items() if n.startswith(f"{j}|")}
             learner.restore(mine, note["learners"][j])
@@ -95,7 +95,7 @@ def share(
 
 def step(trainer: Trainer, common: Learner, work: Sequence[tuple[Learner, list[int]]], balance: Balancer, state: Any) -> Any:
     """One step of the shared slot along the balanced direction, and of each task's head along its own."""
-    heads = [{n: t.clone().requires_grad_() for n, t in learner.head.items()} for learner, _ in work]
+    heads = [leaves_of(learner.head) for learner, _ in work]
     leaves = expand(trainer, common.theta, len(work))
     losses = trainer.losses(work, heads, range(1, len(work) + 1))
     torch.stack(losses).sum().backward()

@@ -134,10 +134,11 @@ def bank_of(entry: Mapping[str, Any]) -> Bank:
 
 def save(folder: Path, bundle: dict[str, Any]) -> None:
     """Makes these contents the bundle, in one rename, and then drops files that it no longer names."""
-    write_json(folder / "bundle.json", {"format": FORMAT} | bundle)
+    bundle = {k: v for k, v in bundle.items() if k != "format"}
+    write_json(folder / "bundle.json", {"format": FORMAT, "sum": digest(bundle)} | bundle)
     used = {name for t in [*bundle["tasks"].values(), bundle.get("shared") or {}] for name in (t.get("file"), t.get("corpus"))}
     for path in folder.iterdir():
-        if path.name != "bundle.json" and path.name not in used and path.suffix in (".safetensors", ".jsonl"):
+        if path.name != "bundle.json" and path.name not in used and path.suffix in (".safetensors", ".jsonl", ".part"):
             path.unlink()
 
 
@@ -156,6 +157,8 @@ def open_bundle(path: Path) -> tuple[Path, dict[str, Any]]:
         raise InputError(
             f"{folders[0]} has format {bundle['format']}, this version reads up to {FORMAT}: pip install -U anabranch"
         )
+    if bundle.pop("sum", None) != digest({k: v for k, v in bundle.items() if k != "format"}):
+        raise WorkError(f"{folders[0] / 'bundle.json'} is damaged: its checksum does not fit its content")
     return folders[0], bundle
 
 

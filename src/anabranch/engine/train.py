@@ -16,12 +16,12 @@ from torch import Generator, Tensor
 from anabranch.core.adapt import Adapted
 from anabranch.core.bank import Bank
 from anabranch.core.route import Route
-from anabranch.engine.cache import digest, read_tensors, write_tensors
+from anabranch.engine.cache import digest, recall, write_tensors
 from anabranch.engine.features import Features
-from anabranch.engine.job import Head, Job, Part, apply
+from anabranch.engine.job import Head, Job, Part, apply, joined, leaves_of
 from anabranch.engine.linear import View, answers, measure, outputs, rounded, speak
 
-ROWS, TOKENS, WARM = 32, 8192, 0.1  # rows of one task in a step; tokens of all in a step; share of steps to full rate
+ROWS, TOKENS, WARM = 32, 6144, 0.1  # rows of one task in a step; tokens of all in a step; share of steps to full rate
 HEAD_LR = 5e-3
 
 
@@ -42,11 +42,7 @@ def encode(features: Features, adapted: Adapted, units: Sequence[int], slots: Se
         for at in range(0, len(group), max(1, TOKENS // length)):
             part = group[at : at + max(1, TOKENS // length)]
             route = Route.to([slots[i] for i in part])
-            hidden, inputs = features.forward(adapted, [units[i] for i in part], route)
-            if words:
-                rows = [hidden[r, list(features.tokens[units[i]].starts)].float() for r, i in enumerate(part)]
-            else:
-                rows = list(features.backbone.pooled(hidden, inputs["attention_mask"]).split(1))
+            rows = features.forward(adapted, [units[i] for i in part], route, words)
             for i, row in zip(part, rows, strict=True):
                 out[i] = row
     return out
@@ -163,9 +159,8 @@ class Trainer:
             theta |= {f"{i}.{table}": row for table, row in bank.flat(bank.fresh(rng)).items()}
         theta |= {f"head.{n}": t.clone() for n, t in head.items()}
         learner = Learner(job, theta, epochs)
-        saved = self.file(job, key)
-        if saved.exists():
-            learner.restore(*read_tensors(saved))
+        if saved := recall(self.file(job, key)):
+            learner.restore(*saved)
         return learner
 
     def file(self, job: Job, key: str) -> Path:
@@ -188,7 +183,7 @@ class Trainer:
         """One optimiser step of several learners, each on its own rows."""
         learners = [learner for learner, _ in work]
         leaves = self.place(learners, leaves=True)
-        heads = [{n: t.clone().requires_grad_() for n, t in learner.head.items()} for learner in learners]
+        heads = [leaves_of(learner.head) for learner in learners]
         losses = self.losses(work, heads, range(1, len(work) + 1))
         torch.stack([loss for loss in losses]).sum().backward()
         for j, (learner, head) in enumerate(zip(learners, heads, strict=True)):
@@ -200,6 +195,7 @@ class Trainer:
     def losses(self, work: Sequence[tuple[Learner, list[int]]], heads: Sequence[Head], slots: Sequence[int]) -> list[Tensor]:
         """The mean loss of each learner's rows."""
         out: dict[int, Tensor] = {}
+        d = self.features.backbone.d
         for words in (False, True):
             mine = [j for j, (learner, _) in enumerate(work) if learner.job.kind.words is words and not learner.job.kind.speaks]
             rows = {j: [learned(work[j][0].job, work[j][0].job.parts["train"])[r] for r in work[j][1]] for j in mine}
@@ -211,7 +207,7 @@ class Trainer:
             for j in mine:
                 job = work[j][0].job
                 counts = job.counts(self.features, rows[j])
-                x = job.kind.join(torch.cat([next(z) for row in rows[j] for _ in row]), [len(r) for r in rows[j]])
+                x = joined(job.kind, torch.cat([next(z) for row in rows[j] for _ in row]), [len(r) for r in rows[j]], d)
                 y = job.parts["train"].y
                 y = y[work[j][1]] if isinstance(y, Tensor) else [y[r] for r in work[j][1]]
                 out[j] = job.kind.loss(apply(heads[j], x), y, counts).mean()
@@ -265,7 +261,7 @@ class Trainer:
         write_tensors(self.file(job, key), learner.state(), learner.note())
 
     def done(self, learner: Learner) -> bool:
-        scores = [e.get("valid", 0.0) for e in learner.curve]
+        scores = [e["valid"] for e in learner.curve if "valid" in e]  # without validation rows it trains to the end
         stale = len(scores) - 1 - max(range(len(scores)), key=scores.__getitem__) if scores else 0
         return learner.epoch >= learner.epochs or stale >= self.patience
 

@@ -49,7 +49,7 @@ def results(data: Mapping[str, Any]) -> RenderableType:
         rows.append([name, t["kind"], t["metric"], *star.values(), bar(t["test"], t["majority"]), t["kilobytes"]])
     odd = [Text(f"{name}: {warning}", "yellow") for name, t in tasks.items() for warning in t.get("warnings", ())]
     mean = number(sum(t["test"] for t in tasks.values()) / max(1, len(tasks)))
-    means = f"mean test score of {len(tasks)} tasks: {mean}; * chosen on validation; gain: from majority to chosen, on [0, 1]"
+    means = f"mean test score {mean}, tasks {len(tasks)}; * chosen on validation; gain: from majority to chosen, on [0, 1]"
     made = f"seed {data['seed']}, {data['backbone']}, {data['dtype']}, {number(data['seconds'])} s"
     shown = table(["task", "kind", "metric", *rungs, "gain", "kB"], rows)
     return Group(shown, "", *odd, Text(means, "dim"), Text(made, "dim"), "", stages(data["stages"], "seconds"))

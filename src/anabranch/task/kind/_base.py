@@ -32,6 +32,10 @@ class Kind(ABC):
     def units(self, rows: Rows) -> list[list[Unit]]:
         """What f encodes for each row."""
 
+    def wide(self) -> bool:
+        """Whether the head may also read the features of f's middle, which stand behind those of its end."""
+        return False
+
     def width(self, d: int) -> tuple[int, int]:
         """(outputs, inputs) of the linear head over features of size d; (0, 0): no head."""
         return len(self.labels), d

@@ -19,6 +19,9 @@ SURE = 0.95
 
 
 class Classify(Kind):
+    def wide(self) -> bool:
+        return True
+
     def units(self, rows: Rows) -> list[list[Unit]]:
         return [[t] for t in rows.text]
 

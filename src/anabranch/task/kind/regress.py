@@ -13,14 +13,23 @@ from anabranch.task.kind._base import Kind, Post, Targets, Unit, pairwise, stack
 class Regress(Kind):
     metric: ClassVar[str] = "spearman"
 
+    def wide(self) -> bool:
+        return not self.two
+
     def units(self, rows: Rows) -> list[list[Unit]]:
         return [list(t) for t in zip(rows.text, *([rows.text_b] if self.two and rows.text_b else []), strict=True)]
 
     def width(self, d: int) -> tuple[int, int]:
         return len(self.mean), d * (4 if self.two else 1)
 
+    @property
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """In double: a float has seven digits, a time stamp ten."""
+        return torch.tensor(self.mean, dtype=torch.float64), torch.tensor(self.std, dtype=torch.float64)
+
     def target(self, label: Any) -> Tensor:
-        return (torch.tensor(label, dtype=torch.float32) - torch.tensor(self.mean)) / torch.tensor(self.std)
+        mean, std = self.scale
+        return ((torch.tensor(label, dtype=torch.float64) - mean) / std).float()
 
     def join(self, z: Tensor, counts: Sequence[int]) -> Tensor:
         return pairwise(z[0::2], z[1::2]) if self.two else z
@@ -29,7 +38,8 @@ class Regress(Kind):
         return (out - stacked(y)).square().sum(-1)
 
     def answer(self, out: Tensor, counts: Sequence[int], post: Post) -> tuple[list[Any], list[Any]]:
-        values = (out * torch.tensor(self.std) + torch.tensor(self.mean)).tolist()
+        mean, std = self.scale
+        values = (out * std + mean).tolist()
         return values, values
 
     def named(self, prediction: Any, score: Any) -> dict[str, Any]:

@@ -18,6 +18,9 @@ class Tag(Kind):
     metric: ClassVar[str] = "span_f1"
     words: ClassVar[bool] = True
 
+    def wide(self) -> bool:
+        return True
+
     def units(self, rows: Rows) -> list[list[Unit]]:
         return [[tuple(t)] for t in rows.tokens or ()]
 
