@@ -56,7 +56,7 @@ class Adapted(nn.Module):
         if len(self.routes) != len(self.banks):
             raise InputError(f"the {len(self.banks)} banks need one route each, or one for all, got {len(self.routes)} routes")
         if self.tail_from:
-            vars(self.f)["entry"]["features"] = features
+            vars(self.f)["features"] = features
         return self.f(**inputs)
 
     # ---- where the hooks are -------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ class Adapted(nn.Module):
             for i, site in entries:
                 if self.banks[i].stage != stage or self.routes[i] is None:
                     continue
-                x = self._held[site.key] if site.read else args[0]
+                x = self._held[site.key] if site.read else args[0] if args else y
                 dy = self._change(i, site, module, x, base[..., site.columns])
                 y = (
                     y + dy

@@ -181,7 +181,7 @@ def clone(f: nn.Module) -> nn.Module:
 
 
 def tail(f: nn.Module, k: int) -> nn.Module:
-    """f from block k on: ``tail.entry["features"]`` [b, l, d] replaces what blocks 0..k-1 would have handed to block k.
+    """f from block k on: ``tail.features`` [b, l, d] replaces what blocks 0..k-1 would have handed to block k.
 
     f's own forward still makes masks and positions (its embedding runs on the ids that it is given and is overwritten).
     """
@@ -191,11 +191,10 @@ def tail(f: nn.Module, k: int) -> nn.Module:
         raise InputError(f"f has {len(stack)} blocks, got tail({k})")
     if k and "position_bias" in signature(stack[0].forward).parameters:  # T5's first block makes it for all the others
         raise InputError(f"the blocks of {type(f).__name__} hand on more than hidden states: run all of f, without a tail")
-    entry: dict[str, Tensor | None] = {"features": None}
-    object.__setattr__(short, "entry", entry)
+    vars(short)["features"] = None
 
     def skip(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
-        found = entry["features"]
+        found: Tensor | None = vars(short)["features"]
         return hidden_states if found is None else found
 
     for block in list(stack)[:k]:
