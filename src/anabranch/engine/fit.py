@@ -136,7 +136,8 @@ def banks_of(plan: Plan, backbone: Backbone, tasks: dict[str, Task], notes: list
             f"fit gives every task its own slot, which is gate by_task; {plan.gate!r} routes over a library of slots"
         )
     limit = plan.budget.kilobytes_per_task
-    head = max(2 * outputs * (size + 1) for outputs, size in (kind_of(t).width(backbone.d) for t in tasks.values()))
+    widths = [(kind.width(backbone.d), 1 + kind.wide()) for kind in map(kind_of, tasks.values())]
+    head = max(2 * (outputs + (outputs + 2) * size * parts) for (outputs, size), parts in widths)
     banks, rates = [], []
     for i, entry in enumerate(entries):
         entry = {entry: {}} if isinstance(entry, str) else dict(entry)
@@ -213,6 +214,8 @@ def delta(run: Run) -> None:
         job = learner.job
         run.rungs[job.name].append(served(run, trainer, "delta", job, learner.best))
         run.curves[job.name] = learner.curve
+        if "loss" not in learner.curve[-1]:
+            run.notes.append(f"{job.name}: training diverged in pass {learner.epoch}, what was best before it counts; lower lr")
         run.own[job.name] += (time.perf_counter() - before) / max(1, len(todo))
 
 
@@ -225,6 +228,9 @@ def shared(run: Run) -> None:
     epochs = min(epochs_of(run, job) for job, _ in pairs)
     key = digest([run.key(job, epochs) for job, _ in pairs], str(run.plan.balance))
     theta, learners = share(trainer, pairs, epochs, balance, key, lambda done, of: run.told("share", done, of, "passes"))
+    if not all(t.isfinite().all() for part in (theta, *(learner.theta for learner in learners)) for t in part.values()):
+        run.notes.append("the shared slot diverged and is left out: lower lr")
+        return
     widest = max(numbers_of(learner.head) for learner in learners)
     for learner in learners:
         rung = served(run, trainer, "shared", learner.job, theta | learner.theta, widest)

@@ -22,7 +22,7 @@ from anabranch.engine.job import Head, Job, Part, apply, joined, leaves_of
 from anabranch.engine.linear import View, answers, measure, outputs, rounded, speak
 
 ROWS, TOKENS, WARM = 32, 6144, 0.1  # rows of one task in a step; tokens of all in a step; share of steps to full rate
-HEAD_LR = 5e-3
+HEAD_LR = 2e-3
 
 
 def seeded(*parts: Any) -> Generator:
@@ -158,7 +158,7 @@ class Trainer:
             rng = seeded(self.seed, job.name, "init", i)
             theta |= {f"{i}.{table}": row for table, row in bank.flat(bank.fresh(rng)).items()}
         theta |= {f"head.{n}": t.clone() for n, t in head.items()}
-        learner = Learner(job, theta, epochs)
+        learner = Learner(job, theta, epochs, best=dict(theta))
         if saved := recall(self.file(job, key)):
             learner.restore(*saved)
         return learner
@@ -239,31 +239,34 @@ class Trainer:
 
     @torch.no_grad()
     def close(self, learner: Learner, key: str) -> None:
-        """After an epoch: validation score, best state, curve, checkpoint."""
+        """After an epoch: validation score, best state, curve, checkpoint. Training that has diverged ends at its best."""
         learner.epoch += 1
         job, valid = learner.job, learner.job.parts["valid"]
         head, view = rounded(learner.head), self.view(learner)
-        entry = {"epoch": learner.epoch, "loss": learner.loss / learner.steps}
+        entry: dict[str, float] = {"epoch": learner.epoch, "loss": learner.loss / learner.steps}
         learner.loss = 0.0
         now = (0.0, 0.0)
         if len(valid):
             if head:
                 out, counts = outputs(job, valid, self.features, view, head)
-                found = job.kind.answer(out, counts, {})
+                found = job.kind.answer(out.nan_to_num(), counts, {})
                 loss = float(job.kind.loss(out, valid.y, counts).mean())
             else:
                 found, loss = answers(job, valid, self.features, view, head, {}), 0.0
             now = (measure(job, valid, _whole(job, found, valid)) or 0.0, -loss)
             entry |= {"valid": now[0], "valid_loss": loss}
+        if not all(math.isfinite(v) for v in entry.values()):
+            entry = {"epoch": learner.epoch}
         learner.curve.append(entry)
-        if now > learner.best_score or not len(valid):
+        if "loss" in entry and (now > learner.best_score or not len(valid)):
             learner.best, learner.best_score = {n: t.clone() for n, t in learner.theta.items()}, now
         write_tensors(self.file(job, key), learner.state(), learner.note())
 
     def done(self, learner: Learner) -> bool:
         scores = [e["valid"] for e in learner.curve if "valid" in e]  # without validation rows it trains to the end
         stale = len(scores) - 1 - max(range(len(scores)), key=scores.__getitem__) if scores else 0
-        return learner.epoch >= learner.epochs or stale >= self.patience
+        diverged = bool(learner.curve) and "loss" not in learner.curve[-1]
+        return learner.epoch >= learner.epochs or stale >= self.patience or diverged
 
     def run(
         self, jobs: Sequence[tuple[Job, Head, int, str]], progress: Callable[[Learner], None] = lambda _: None
