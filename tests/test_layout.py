@@ -48,9 +48,7 @@ def code_lines(source: str) -> int:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     lines = {n for t in tokens if t.type not in QUIET for n in range(t.start[0], t.end[0] + 1)}
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-            node
-        ):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
             lines -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
     return len(lines)
 
@@ -85,9 +83,7 @@ def test_code_lines_are_counted_without_blanks_comments_and_docstrings() -> None
 
 
 def test_misdeeds_are_seen() -> None:
-    bad = (
-        "import pickle\nfrom dill import load\nprint(1)\ntorch.load(p)\nf(trust_remote_code=True, allow_pickle=True)\n"
-    )
+    bad = "import pickle\nfrom dill import load\nprint(1)\ntorch.load(p)\nf(trust_remote_code=True, allow_pickle=True)\n"
     good = '"""print(1), import pickle"""\nconsole.print(1)\nf(trust_remote_code=False)\nimport torch\n'
     assert len(list(misdeeds(ast.parse(bad)))) == 6 and not list(misdeeds(ast.parse(good)))
 

@@ -2,9 +2,18 @@
 
 import pytest
 import torch
-from laws._nasty import D, IDS, MAKES, backbone, bank, batch, close, loaded, real, row, run
+from laws._nasty import IDS, MAKES, D, backbone, bank, batch, close, loaded, real, row, run
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from anabranch.core.adapt import Adapted
 from anabranch.core.fold import fold

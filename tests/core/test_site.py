@@ -134,7 +134,8 @@ def test_globs_paths_and_lists():
 
 
 @pytest.mark.parametrize(
-    ("cut", "depths"), [("[-1:]", [1]), ("[-2:]", [0, 1]), ("[0]", [0]), ("[-1]", [1]), ("[:1]", [0]), ("[::2]", [0]), ("[1:2]", [1])]
+    ("cut", "depths"),
+    [("[-1:]", [1]), ("[-2:]", [0, 1]), ("[0]", [0]), ("[-1]", [1]), ("[:1]", [0]), ("[::2]", [0]), ("[1:2]", [1])],
 )
 def test_slices_are_over_blocks(cut, depths):
     for name in MAKES:
@@ -297,4 +298,4 @@ def test_a_tail_begins_at_a_block():
 def test_encoder_decoder_roles_are_in_both_stacks():
     names = [s.key for s in find(T5Model(T5), "attention.query")]
     assert sum("encoder.block" in n for n in names) == 2 and sum("decoder.block" in n for n in names) == 4
-    assert TEXT == MAKES[:3]
+    assert MAKES[:3] == TEXT

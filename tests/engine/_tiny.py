@@ -19,8 +19,29 @@ from transformers.utils import logging
 import anabranch.engine.fit as fitting
 import anabranch.engine.run as planning
 
-COLOURS, ANIMALS, NAMES = "red green blue".split(), "cat dog owl".split(), "ann bob lee".split()
-FILLERS = "the a is of in on it was near far big old new very also with walks sits sees finds".split()
+COLOURS, ANIMALS, NAMES = ["red", "green", "blue"], ["cat", "dog", "owl"], ["ann", "bob", "lee"]
+FILLERS = [
+    "the",
+    "a",
+    "is",
+    "of",
+    "in",
+    "on",
+    "it",
+    "was",
+    "near",
+    "far",
+    "big",
+    "old",
+    "new",
+    "very",
+    "also",
+    "with",
+    "walks",
+    "sits",
+    "sees",
+    "finds",
+]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COLOURS, *ANIMALS, *NAMES, *FILLERS, *(f"w{i}" for i in range(30)), "say", ":"]
 DOCUMENTS = {f"d{i}": f"w{i} w{(i + 7) % 30} the" for i in range(20)}
 
@@ -151,7 +172,11 @@ def lines(path: Path, made: Iterable[Row]) -> Path:
 
 def plan(backbone: Path, data: Path, names: Iterable[str] = HEADED, **more: Any) -> dict[str, Any]:
     """A plan whose tasks are the folders ``data/<name>``."""
-    return {"backbone": str(backbone), "tasks": {n: {"data": str(data / n)} for n in names}, "delta": {"lora": {"rank": 2}}} | more
+    return {
+        "backbone": str(backbone),
+        "tasks": {n: {"data": str(data / n)} for n in names},
+        "delta": {"lora": {"rank": 2}},
+    } | more
 
 
 @contextmanager

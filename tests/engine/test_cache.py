@@ -94,7 +94,9 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, error):
     assert not isinstance(error, OSError) or str(told.value) == f"{path} cannot be written: No space left on device"
 
 
-@pytest.mark.parametrize("make", [lambda p: write_json(p, {"x": "y" * 2_000_000}), lambda p: write_tensors(p, {"x": torch.ones(500_000)})])
+@pytest.mark.parametrize(
+    "make", [lambda p: write_json(p, {"x": "y" * 2_000_000}), lambda p: write_tensors(p, {"x": torch.ones(500_000)})]
+)
 def test_a_full_disk_is_a_work_error_that_names_the_file(tmp_path, make):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -50,7 +50,7 @@ def test_all_kinds_end_to_end(backbone):
     out, results = tiny.fitted(backbone)
     names = tiny.HEADED if backbone == "bert" else list(tiny.KINDS)
     assert read_json(out / "results.json") == json.loads(json.dumps(results))
-    assert RUN <= set(results) and list(results["tasks"]) == names and results["format"] == 1
+    assert set(results) >= RUN and list(results["tasks"]) == names and results["format"] == 1
     assert set(results["stages"]) == {"look", "features", "probe", "relate", "delta", "share", "choose"}
     assert results["dtype"] == "float32" and sum(results["stages"].values()) <= results["seconds"] + 0.01
     for name, task in results["tasks"].items():
@@ -84,7 +84,9 @@ def test_every_delta_is_served_as_it_was_measured(tmp_path, monkeypatch, delta, 
     monkeypatch.setattr("anabranch.engine.result.choose", lambda job, rungs, seed: rungs[-1])  # the delta, good or not
     for name in ("classify", "tag"):
         tiny.folder(tmp_path / "data" / name, name, {"train": 20, "valid": 8, "test": 8})
-    plan = tiny.plan(tiny.home() / "bert", tmp_path / "data", ["classify", "tag"], delta=delta, stages=["features", "probe", "delta"])
+    plan = tiny.plan(
+        tiny.home() / "bert", tmp_path / "data", ["classify", "tag"], delta=delta, stages=["features", "probe", "delta"]
+    )
     results = tiny.fit(plan, tmp_path / "run", steps=2, dtype=dtype)
     model = load(tmp_path / "run")
     assert {t["rung"] for t in model.tasks.values()} == {"delta"} and results["dtype"] == dtype
@@ -220,7 +222,9 @@ def test_an_interrupt_leaves_a_run_that_can_be_resumed(tmp_path, whole, stage):
     assert tiny.files(tmp_path / "run" / "bundle") == bundle
 
 
-@pytest.mark.parametrize("change", [lambda b: b[:-3], lambda b: b[: len(b) // 2], lambda b: b"", lambda b: flipped(b, -2), lambda b: flipped(b, 12)])
+@pytest.mark.parametrize(
+    "change", [lambda b: b[:-3], lambda b: b[: len(b) // 2], lambda b: b"", lambda b: flipped(b, -2), lambda b: flipped(b, 12)]
+)
 def test_damaged_caches_are_made_again(tmp_path, whole, change):
     """Each file of RUN/work, cut or with a changed byte, costs time and never the answer."""
     plan, results, bundle = whole
@@ -337,7 +341,9 @@ def test_dry_counts_and_writes_nothing(tmp_path):
     assert set(less["stages"]) == {"features", "probe"} and less["minutes"] <= found["minutes"]
 
 
-@pytest.mark.parametrize("wrong", [{"stages": ["features"]}, {"gate": "learned"}, {"backbone": "minilmm"}, {"delta": {"lora": {"rank": 99}}}])
+@pytest.mark.parametrize(
+    "wrong", [{"stages": ["features"]}, {"gate": "learned"}, {"backbone": "minilmm"}, {"delta": {"lora": {"rank": 99}}}]
+)
 def test_a_wrong_plan_leaves_no_bundle(tmp_path, wrong):
     with pytest.raises(InputError):
         tiny.fit(small_made(tmp_path) | {"stages": None} | wrong, tmp_path / "run")
@@ -459,7 +465,9 @@ def test_long_and_empty_texts(tmp_path):
 def test_a_wild_learning_rate_is_no_traceback(tmp_path):
     """What diverges loses to the probe."""
     for lr in (1e3, 1e20):
-        plan = small(tmp_path, ("classify", "regress"), delta={"lora": {"rank": 2}, "lr": lr}, stages=["features", "probe", "delta"])
+        plan = small(
+            tmp_path, ("classify", "regress"), delta={"lora": {"rank": 2}, "lr": lr}, stages=["features", "probe", "delta"]
+        )
         results = tiny.fit(plan, tmp_path / f"{lr}", steps=4)
         for task in results["tasks"].values():
             assert task["chosen"] == "probe" and all(math.isfinite(task[r]) for r in ("probe", "delta", "test"))

@@ -2,7 +2,7 @@
 
 import math
 
-from anabranch.engine.lexical import B, K1, bm25
+from anabranch.engine.lexical import K1, B, bm25
 
 
 def test_the_shorter_document_with_the_same_words_wins() -> None:

@@ -8,7 +8,9 @@ from anabranch.core.names import every, make
 
 
 def point(grads: torch.Tensor) -> Point:
-    return Point(torch.zeros(grads.shape[1]), lambda _: torch.ones(len(grads)), lambda _: grads, [f"task {i}" for i in range(len(grads))])
+    return Point(
+        torch.zeros(grads.shape[1]), lambda _: torch.ones(len(grads)), lambda _: grads, [f"task {i}" for i in range(len(grads))]
+    )
 
 
 @pytest.mark.parametrize("name", every("balance"))

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from laws._nasty import BLOCKS, D, IDS, MAKES, TEXT, backbone, bank, batch, close, loaded, real, row, run, sits
+from laws._nasty import BLOCKS, IDS, MAKES, TEXT, D, backbone, bank, batch, close, loaded, real, row, run, sits
 from torch import nn
 
 from anabranch.core.adapt import Adapted

@@ -85,9 +85,7 @@ KINDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "cells, meta, kind, labels, codes", KINDS, ids=lambda value: value if isinstance(value, str) else ""
-)
+@pytest.mark.parametrize("cells, meta, kind, labels, codes", KINDS, ids=lambda value: value if isinstance(value, str) else "")
 def test_every_kind(tmp_path, cells, meta, kind, labels, codes):
     train = [{"text": f"row {i}", **cells[i % 2]} for i in range(30)]
     test = [{"text": f"test {i}", **cells[i % 2]} for i in range(2)]
@@ -105,8 +103,7 @@ def test_every_kind(tmp_path, cells, meta, kind, labels, codes):
 
 def test_csv_cells_hold_lists_and_numbers(tmp_path):
     table = "words,tags,topics,options,answer,score,docs\n" + "".join(
-        f'New York {i},B-x I-x O,"{"x|y" if i % 2 else "[]"}",left|right,right,{i}.5,"[""d1"", ""d2""]"\n'
-        for i in range(20)
+        f'New York {i},B-x I-x O,"{"x|y" if i % 2 else "[]"}",left|right,right,{i}.5,"[""d1"", ""d2""]"\n' for i in range(20)
     )
     put(tmp_path, a_csv=table, docs_csv="id,text\nd1,one\nd2,two\n")
 
@@ -174,9 +171,7 @@ def test_choices_in_several_columns(tmp_path):
 def test_kinds_are_inferred(tmp_path, labels, kind):
     put(tmp_path, a_jsonl=[{"text": f"row {i}", "label": label} for i, label in enumerate(labels)])
     if kind == "regress told":
-        fails(
-            tmp_path / "a.jsonl", "a.jsonl, line 100, column 'label': expected a number, got 'x'", "type kind: classify"
-        )
+        fails(tmp_path / "a.jsonl", "a.jsonl, line 100, column 'label': expected a number, got 'x'", "type kind: classify")
     else:
         assert loaded(tmp_path / "a.jsonl").kind == kind
 
@@ -206,9 +201,7 @@ def test_columns_that_are_not_there_or_not_clear(tmp_path):
         c_jsonl=[{"text": "x", "goal": 1}],
     )
     fails(tmp_path / "a.csv", "a.csv, line 1: body, title could each be the text: type text: body, for example")
-    fails(
-        tmp_path / "a.csv", "a.csv, line 1, column 'bdy': no such column for the text; did you mean body?", text="bdy"
-    )
+    fails(tmp_path / "a.csv", "a.csv, line 1, column 'bdy': no such column for the text; did you mean body?", text="bdy")
     fails(
         tmp_path / "a.csv",
         "column 'hour': no such column for the label; did you mean hours?",
@@ -216,9 +209,7 @@ def test_columns_that_are_not_there_or_not_clear(tmp_path):
         label="hour",
     )
     fails(tmp_path / "b.csv", "b.csv, line 1: which column is the text? type text: COLUMN; columns are x, y")
-    fails(
-        tmp_path / "c.jsonl", "c.jsonl, line 1: which column is the label? type label: COLUMN; columns are text, goal"
-    )
+    fails(tmp_path / "c.jsonl", "c.jsonl, line 1: which column is the label? type label: COLUMN; columns are text, goal")
     folder = put(tmp_path / "t", train_jsonl=rows(), test_csv="text,class\nx,a\n")
     fails(folder, "test.csv, line 1, column 'label': no such column for the label; choose from class, text")
     fails(tmp_path / "a.csv", "kind pair needs text_b: COLUMN", text="body", kind="pair")
@@ -301,9 +292,7 @@ def test_what_a_task_folder_holds(tmp_path):
     )
     fails(put(tmp_path / "two", train_csv="a\n", train_tsv="a\n"), "train.csv and train.tsv are both there: keep one")
     fails(tmp_path / "nothing.csv", "nothing.csv: no such file")
-    folder = put(
-        tmp_path / "t", train_csv="text,label\n" + "x,a\ny,b\n" * 20, dev_jsonl=rows(4), test_tsv="text\tlabel\nz\ta\n"
-    )
+    folder = put(tmp_path / "t", train_csv="text,label\n" + "x,a\ny,b\n" * 20, dev_jsonl=rows(4), test_tsv="text\tlabel\nz\ta\n")
     assert {split: loaded(folder).counts[split] for split in ("train", "valid", "test")} == {
         "train": 40,
         "valid": 4,
@@ -336,9 +325,7 @@ def test_the_same_text_never_sits_on_both_sides(tmp_path):
 
 
 def test_one_instruction_for_all_rows_is_split_by_whole_input(tmp_path):
-    cells = [
-        {"text": "Which is sarcastic?", "choices": [f"a {i // 2}", f"b {i // 2}"], "label": i % 2} for i in range(60)
-    ]
+    cells = [{"text": "Which is sarcastic?", "choices": [f"a {i // 2}", f"b {i // 2}"], "label": i % 2} for i in range(60)]
     task = loaded(put(tmp_path, a_jsonl=cells) / "a.jsonl")
     pairs = [set(map(tuple, part.choices)) for part in (task.train, task.valid, task.test)]
     assert sum(map(len, pairs)) == 30 and len(pairs[2]) == 6 and len(task.test) == 12
@@ -354,9 +341,7 @@ def test_split_column_and_shares(tmp_path):
     fails(tmp_path / "a.jsonl", "column 'flod': no such column for the split; did you mean fold?", split="flod")
     put(tmp_path, c_jsonl=[row for row in cells if row["fold"] == "test"])
     fails(tmp_path / "c.jsonl", "c.jsonl, line 1, column 'fold': no row is marked train", split="fold")
-    fails(
-        put(tmp_path / "t", train_jsonl=cells, test_jsonl=cells), "here are train, test: leave split out", split="fold"
-    )
+    fails(put(tmp_path / "t", train_jsonl=cells, test_jsonl=cells), "here are train, test: leave split out", split="fold")
 
 
 def test_too_few_rows_to_hold_out(tmp_path):
@@ -535,9 +520,7 @@ def test_a_test_split_without_labels_is_replaced(tmp_path):
 def test_check_data_collects_everything(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     put(Path("good"), train_jsonl=rows(30), test_jsonl=[{"text": "row 1", "label": "b"}])
-    put(
-        Path("bad"), train_csv="text,label\nx,1.5\ny,nan\nz,2.5,\nu,inf\n" + "".join(f"r{i},{i}.5\n" for i in range(96))
-    )
+    put(Path("bad"), train_csv="text,label\nx,1.5\ny,nan\nz,2.5,\nu,inf\n" + "".join(f"r{i},{i}.5\n" for i in range(96)))
     put(Path(), plan_yaml="strict: true\ntasks:\n  good: {data: good}\n  bad: {data: bad}\n  none: {data: none.csv}\n")
     report = check_data("plan.yaml")
     assert json.loads(json.dumps(report)) == report
@@ -574,9 +557,7 @@ def test_the_examples_of_the_documentation_run(tmp_path, kind):
     two = [json.loads(line) for line in lines.splitlines()]
     cells = [row | ({"text": f"{row['text']} {i}"} if "text" in row else {}) for i in range(15) for row in two]
     if kind == "tag":
-        cells = [
-            row | {"tokens": [*row["tokens"], str(i)], "label": [*row["label"], "O"]} for i, row in enumerate(cells)
-        ]
+        cells = [row | {"tokens": [*row["tokens"], str(i)], "label": [*row["label"], "O"]} for i, row in enumerate(cells)]
     docs = {"corpus_jsonl": DOCS} if kind == "retrieve" else {}
     folder = put(tmp_path / "t", train_jsonl=cells, **docs)
     assert loaded(folder, **({"kind": kind} if kind == "generate" else {})).kind == kind
@@ -591,10 +572,7 @@ def test_the_documentation_tells_every_key_and_default():
 
 
 def test_ten_thousand_packed_rows_load_in_well_under_a_second(tmp_path):
-    cells = [
-        {"text": f"please tell me how to do the thing number {i} today", "label": f"intent {i % 80}"}
-        for i in range(10_000)
-    ]
+    cells = [{"text": f"please tell me how to do the thing number {i} today", "label": f"intent {i % 80}"} for i in range(10_000)]
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, cells)).encode()))
     took = []
     for _ in range(3):

@@ -205,9 +205,7 @@ def test_every_real_method_may_be_named():
 
 def test_all_that_is_wrong_is_told_at_once(here):
     text = "tasks:\n  a: {data: x, kindd: tag}\n  b: {data: y, limit: -1}\nsede: 3\n"
-    fails(
-        here, text, "line 2: tasks.a.kindd", "\nplan.yaml, line 3: tasks.b.limit", "\nplan.yaml, line 4: sede", line=2
-    )
+    fails(here, text, "line 2: tasks.a.kindd", "\nplan.yaml, line 3: tasks.b.limit", "\nplan.yaml, line 4: sede", line=2)
 
 
 def test_dicts_are_told_without_a_file():

@@ -208,9 +208,7 @@ def test_hub_ids(tmp_path, monkeypatch):
         raise ConnectionError("Couldn't reach the hub\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(
-        InputError, match="owner/name:part: neither a file or folder here nor .* check the path"
-    ) as caught:
+    with pytest.raises(InputError, match="owner/name:part: neither a file or folder here nor .* check the path") as caught:
         read_hub("owner/name:part")
     assert "and more" not in str(caught.value)
     part = datasets.Dataset.from_dict({"text": ["x"], "label": ["a"]})

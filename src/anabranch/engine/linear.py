@@ -75,10 +75,10 @@ def solve(kind: Kind, x: Tensor, y: Any, counts: Sequence[int], c: float, start:
     def closure() -> Tensor:
         optimiser.zero_grad()
         loss = kind.loss(apply(head, x), y, counts).mean() + head["W"].square().sum() / (2 * c * n)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimiser.step(closure)  # type: ignore[arg-type]
+    optimiser.step(closure)
     return {name: t.detach() for name, t in head.items()}
 
 

@@ -158,7 +158,7 @@ class Trainer:
             rng = seeded(self.seed, job.name, "init", i)
             theta |= {f"{i}.{table}": row for table, row in bank.flat(bank.fresh(rng)).items()}
         theta |= {f"head.{n}": t.clone() for n, t in head.items()}
-        learner = Learner(job, theta, epochs, best=dict(theta))
+        learner = Learner(job, theta, epochs, best={n: t.clone() for n, t in theta.items()})
         if saved := recall(self.file(job, key)):
             learner.restore(*saved)
         return learner

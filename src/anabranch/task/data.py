@@ -147,9 +147,7 @@ def something_to_learn(rows: Rows, kind: str, space: Space, table: Table) -> Non
             raise PlacedError(f"every label is {what!r}; expected two different ones or more for {kind}", table.source)
 
 
-def splits(
-    name: str, pools: dict[str, Rows], spec: TaskSpec, seed: int, table: Table, warnings: list[str]
-) -> dict[str, Rows]:
+def splits(name: str, pools: dict[str, Rows], spec: TaskSpec, seed: int, table: Table, warnings: list[str]) -> dict[str, Rows]:
     """train, valid and test; the missing ones are held out, seeded by the seed, the task's name and the split's."""
     shares = {"test": 0.2, "valid": 0.1} | (spec.split if isinstance(spec.split, dict) else {})
     rows = {"train": pools["train"]}

@@ -151,9 +151,7 @@ def read_text(path: Path) -> str:
         fix = f"convert it: iconv -f {encoding} -t UTF-8 {path.name} > utf8-{path.name}"
         if data.startswith(b"\x1f\x8b"):
             fix = f"it is compressed: name it {path.name}.gz"
-        raise PlacedError(
-            f"expected UTF-8, got byte 0x{data[offset]:02x} at offset {offset}; {fix}", source, line
-        ) from None
+        raise PlacedError(f"expected UTF-8, got byte 0x{data[offset]:02x} at offset {offset}; {fix}", source, line) from None
 
 
 def read_csv(text: str, source: str, report: Report, delimiter: str = ",") -> Table:

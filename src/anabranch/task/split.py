@@ -121,9 +121,7 @@ def hold_out(rows: Rows, share: float, rng: Random) -> tuple[Rows, Rows]:
     return rows, rows.take([])
 
 
-def oddities(
-    pools: dict[str, Rows], tables: dict[str, Table], ids: dict[str, list[int]]
-) -> tuple[dict[str, int], list[str]]:
+def oddities(pools: dict[str, Rows], tables: dict[str, Table], ids: dict[str, list[int]]) -> tuple[dict[str, int], list[str]]:
     """Counts of what is odd in the files, and a line for each with the first place where it is met."""
     counts, first = dict.fromkeys(ODD, 0), dict.fromkeys(ODD, "")
     learned: set[tuple[str, ...]] = set()
