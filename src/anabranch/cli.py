@@ -218,8 +218,8 @@ def demo(out: Out, seed: Annotated[int, typer.Option(help="Of data and training.
         from anabranch.world.docstrings import docstrings
 
         names = docstrings(out / "data", seed=seed)["tasks"]
-        tasks = {name: {"data": str(out / "data" / name)} for name in names}
-        plan = {"backbone": "minilm", "seed": seed, "tasks": tasks, "budget": {"minutes": 3, "kilobytes_per_task": 200}}
+        tasks = {name: {"data": str(out / "data" / name), "limit": 600} for name in names}
+        plan = {"backbone": "minilm", "seed": seed, "tasks": tasks, "budget": {"kilobytes_per_task": 320}}
         found = fit(plan, out, resume=True, device=device, told=told)
     answers = load(out, device).predict(["library", "area", "find"], [{"text": question} for question in QUESTIONS])
     replies = [reply(question, answer) for question, answer in zip(QUESTIONS, answers, strict=True)]

@@ -9,7 +9,7 @@ from torch import Tensor
 from anabranch.core.bank import Tree
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job
-from anabranch.engine.linear import View, answers, measure, outputs, settle
+from anabranch.engine.linear import View, answers, index_of, measure, outputs, settle
 from anabranch.task.kind._base import Post
 from anabranch.task.metrics import spread
 
@@ -33,9 +33,10 @@ def climb(name: str, job: Job, features: Features, view: View, head: Head) -> Ru
     """Settles and measures one way to answer."""
     rung = Rung(name, head, settle(job, features, view, head))
     valid = job.parts["valid"]
-    rung.found = answers(job, valid, features, view, head, rung.post)
+    index = index_of(job, list(job.documents), features, view) if job.documents else None
+    rung.found = answers(job, valid, features, view, head, rung.post, index)
     rung.valid = measure(job, valid, rung.found)
-    rung.test = measure(job, job.parts["test"], answers(job, job.parts["test"], features, view, head, rung.post))
+    rung.test = measure(job, job.parts["test"], answers(job, job.parts["test"], features, view, head, rung.post, index))
     if head and len(valid):
         out, counts = outputs(job, valid, features, view, head)
         rung.losses = job.kind.loss(out / rung.post.get("temperature", 1.0), valid.y, counts)

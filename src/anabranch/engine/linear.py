@@ -24,6 +24,7 @@ class View(Protocol):
     def speak(self, units: Sequence[int]) -> list[str]: ...
 
 
+Index = tuple[list[str], Tensor]  # ids of documents, and their unit vectors [documents, d]
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)  # inverse strength C, as in scikit-learn
 
 
@@ -131,25 +132,39 @@ def settle(job: Job, features: Features, view: View, head: Head) -> Post:
 
 
 @torch.no_grad()
-def answers(job: Job, part: Part, features: Features, view: View, head: Head, post: Post) -> tuple[list[Any], list[Any]]:
-    """Predictions in the label encoding, and their scores, of all rows of a part."""
+def answers(
+    job: Job, part: Part, features: Features, view: View, head: Head, post: Post, index: Index | None = None
+) -> tuple[list[Any], list[Any]]:
+    """Predictions in the label encoding, and their scores, of all rows of a part; queries from ``index``, if given."""
     if not len(part):
         return [], []
     if job.kind.speaks:
         said = view.speak([row[0] for row in part.units])
         return said, said
     if job.documents:
-        ids = list(job.documents)
-        d = features.backbone.d
-        index = torch.nn.functional.normalize(view(list(job.documents.values()))[:, :d], dim=-1)
-        queries = torch.nn.functional.normalize(view([row[0] for row in part.units])[:, :d], dim=-1)
-        return ranked(queries, index, ids)
+        ids, documents = index or index_of(job, list(job.documents), features, view)
+        queries = torch.nn.functional.normalize(view([row[0] for row in part.units])[:, : features.backbone.d], dim=-1)
+        return ranked(queries, documents, ids)
     out, counts = outputs(job, part, features, view, head)
     pred, scores = job.kind.answer(out, counts, post)
     if job.kind.words:  # words behind the longest length that f reads
         common = int(job.kind.constant(job.parts["train"].y).argmax())
         pred = [p + [common] * (len(t) - len(p)) for p, t in zip(pred, part.labels, strict=True)]
     return pred, scores
+
+
+@torch.no_grad()
+def index_of(job: Job, ids: list[str], features: Features, view: View) -> Index:
+    """Documents of a job's corpus as unit vectors."""
+    z = view([job.documents[i] for i in ids])[:, : features.backbone.d]
+    return ids, torch.nn.functional.normalize(z, dim=-1)
+
+
+def near(job: Job, part: Part, others: int = 500) -> list[str]:
+    """The documents that belong to a part's queries, and the first ``others`` of the rest: enough to see progress by."""
+    mine = {i for label in part.labels for i in label}
+    rest = [i for i in job.documents if i not in mine]
+    return [i for i in job.documents if i in mine] + rest[:others]
 
 
 def ranked(queries: Tensor, index: Tensor, ids: Sequence[str], most: int = 100) -> tuple[list[list[str]], list[list[float]]]:

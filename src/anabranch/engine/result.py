@@ -98,7 +98,8 @@ def record(run: Run, job: Job, rung: Rung) -> dict[str, Any]:
     common = {"common": int(kind.constant(job.parts["train"].y).argmax())} if kind.words else {}
     return {
         "kind": task.kind, "labels": kind.labels, "two": kind.two, "mean": kind.mean, "std": kind.std, "metric": job.metric,
-        "rung": rung.name, "valid": rung.valid, "test": rung.test, "max_length": task.max_length or LONGEST, "description": task.description,
+        "rung": rung.name, "valid": rung.valid, "test": rung.test, "max_length": task.max_length or LONGEST,
+        "description": task.description,
     } | common  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from anabranch.core.route import Route
 from anabranch.engine.cache import digest, recall, write_tensors
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, Part, apply, joined, leaves_of
-from anabranch.engine.linear import View, answers, measure, outputs, rounded, speak
+from anabranch.engine.linear import View, answers, index_of, measure, near, outputs, rounded, speak
 
 ROWS, TOKENS, WARM = 32, 6144, 0.1  # rows of one task in a step; tokens of all in a step; share of steps to full rate
 HEAD_LR = 2e-3
@@ -252,7 +252,8 @@ class Trainer:
                 found = job.kind.answer(out.nan_to_num(), counts, {})
                 loss = float(job.kind.loss(out, valid.y, counts).mean())
             else:
-                found, loss = answers(job, valid, self.features, view, head, {}), 0.0
+                index = index_of(job, near(job, valid), self.features, view) if job.documents else None
+                found, loss = answers(job, valid, self.features, view, head, {}, index), 0.0
             now = (measure(job, valid, _whole(job, found, valid)) or 0.0, -loss)
             entry |= {"valid": now[0], "valid_loss": loss}
         if not all(math.isfinite(v) for v in entry.values()):
