@@ -1,7 +1,7 @@
 # make demo    the main job on the embedded default, from nothing but Python and pip
 # make test    lint, types, layout, tests
 # make shapes  the tests once more, with every annotated tensor shape checked as it passes (slow)
-# make speed, make soak, make docs    the scripts of that folder, one after another
+# make docs    the generated pages anew      make speed    the benchmarks of speed/, one after another
 # Another Python: make test PYTHON=python3.12
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 EXTRAS_demo := embedded
 EXTRAS_test := embedded,dev
 
-.PHONY: demo test shapes speed soak docs constraints
+.PHONY: demo test shapes speed docs constraints
 .SILENT:
 
 demo: .venv/demo.stamp
@@ -24,8 +24,12 @@ test: .venv/test.stamp
 shapes: .venv/test.stamp
 	$(BIN)/python -m pytest -q --jaxtyping-packages=anabranch,beartype.beartype
 
-speed soak docs: .venv/test.stamp
-	for script in $(wildcard $@/*.py); do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+docs: .venv/test.stamp
+	$(BIN)/python -m anabranch.report.families
+	$(BIN)/python -m anabranch.atlas.docs
+
+speed: .venv/test.stamp
+	for script in $(wildcard speed/[a-z]*.py); do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
 # A stamp is newer than what it was installed from, so that a second run installs nothing. torch comes first and alone:
 # whichever build of it this machine's index offers (CPU or GPU), nothing later replaces it. Bytecode is compiled on use.

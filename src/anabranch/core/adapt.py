@@ -187,7 +187,8 @@ class Adapted(nn.Module):
         W, b = site.weight(self.f)
         if flat:
             x, y = x[:, None], y[:, None]
-        at = At(x, y, self._rows_mask(y), W, b, module if site.kind in ("norm", "embedding") else None)
+        own = site.module(self._f[0]) if site.kind in ("norm", "embedding") else None  # that of f itself: no hook runs in it
+        at = At(x, y, self._rows_mask(y), W, b, own)
         if self.seen is not None:
             self.seen[site.key] = at
         dy = self._spread(i, site, at).to(y.dtype)

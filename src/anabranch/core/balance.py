@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from anabranch.errors import WorkError
+
 
 class Point(NamedTuple):
     """Pure, so that methods such as SAMO or flat-MTL may look elsewhere; r counts (task, term) pairs."""
@@ -30,7 +32,7 @@ def lift(combine: Callable[..., Tensor]) -> Balancer:
         grads = point.grads(point.theta)
         if not torch.isfinite(grads).all():
             bad = [n for n, ok in zip(point.names, torch.isfinite(grads).all(1), strict=True) if not ok]
-            raise ValueError(f"the gradient of {', '.join(bad)} is not finite")
+            raise WorkError(f"the gradient of {', '.join(bad)} is not finite")
         return combine(grads), (state or 0) + 1
 
     return balancer

@@ -15,12 +15,12 @@ from anabranch.errors import InputError
 Change = tuple[Tensor | None, Tensor | None]  # dW [d_out, d_in], db [d_out]
 
 
-def changes(f: nn.Module, bank: Bank, slot: int) -> dict[str, Change]:
-    """Site key -> (dW, db) of one slot, in fp32 and in the orientation of :meth:`Site.weight`."""
+def changes(f: nn.Module, bank: Bank, slot: int, state: Mapping[str, Tensor] | None = None) -> dict[str, Change]:
+    """Site key -> (dW, db) of one slot, in fp32 and in the orientation of :meth:`Site.weight`; ``state``: f's weights."""
     shared = bank.tables["shared"].get(1).get("", {})
     out: dict[str, Change] = {}
     for site in bank.sites:
-        W, b = site.weight(f)
+        W, b = site.weight(f, state)
         p = {n: t.float() if t.is_floating_point() else t for n, t in bank.take(slot)[site.key].items()}
         try:
             W, b = (None if t is None else t.detach().float() for t in (W, b))
@@ -33,14 +33,20 @@ def changes(f: nn.Module, bank: Bank, slot: int) -> dict[str, Change]:
 def fold(f: nn.Module, parts: Sequence[tuple[Bank, int, float]]) -> dict[str, Tensor]:
     """A new state dict: f's weights plus ``sum w * Delta`` over (bank, slot, w). f itself is not touched.
 
-    InputError when a delta has no weight form, or brings a bias where f has none.
+    InputError when a delta has no weight form, brings a bias where f has none, or parts weights that are one tensor in f.
     """
-    state = dict(f.state_dict())
-    for bank, slot, w in parts:
-        change = changes(f, bank, slot)
-        for site in bank.sites:
-            dW, db = change[site.key]
-            site.put(state, None if dW is None else w * dW, None if db is None else w * db)
+    state, firsts = dict(f.state_dict()), dict[int, str]()
+    for stage in sorted({bank.stage for bank, _, _ in parts}):
+        base = dict(state)  # what banks of this stage see: f and the earlier stages
+        for bank, slot, w in (part for part in parts if part[0].stage == stage):
+            change = changes(f, bank, slot, base)
+            for site in bank.sites:
+                dW, db = change[site.key]
+                site.put(state, None if dW is None else w * dW, None if db is None else w * db)
+    for name, t in f.state_dict().items():
+        first = firsts.setdefault(t.data_ptr(), name)
+        if state[first].shape == t.shape and not torch.equal(state[first], state[name]):
+            raise InputError(f"{first} and {name} are one tensor in f and would be two; keep the delta as it is")
     return state
 
 
@@ -81,6 +87,10 @@ def difference(f: nn.Module, state: Mapping[str, Tensor], at: Any = "*") -> Bank
     if odd:
         raise InputError(f"the state dicts differ in keys or shapes: {', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}")
     sites = [s for s in find(f, at) if s.kind != "module"]
+    held = {f"{s.name}.{n}" for s in sites for n in ("weight", "bias")}
+    lost = [k for k in base if at == "*" and k not in held and not torch.equal(base[k], state[k])]
+    if lost:
+        raise InputError(f"no site holds the change of {lost[0]}; leave it out by naming the sites, as in at='mlp.*'")
     tree: Tree = {}
     for site in sites:
         W, b = (None if t is None else t.detach().float() for t in site.weight(f))

@@ -60,10 +60,13 @@ class Site:
     def module(self, f: nn.Module) -> nn.Module:
         return f.get_submodule(self.name)
 
-    def weight(self, f: nn.Module) -> tuple[Tensor | None, Tensor | None]:
-        """W [d_out, d_in] and b [d_out] of the site, in one orientation, cut to its columns; None where there is none."""
-        module = self.module(f)
-        W, b = getattr(module, "weight", None), getattr(module, "bias", None)
+    def weight(self, f: nn.Module, state: Mapping[str, Tensor] | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """W [d_out, d_in] and b [d_out] of the site, in one orientation, cut to its columns; None where there is none.
+
+        ``state``: take them from this state dict of f instead.
+        """
+        held = vars(self.module(f))["_parameters"] if state is None else state
+        W, b = (held.get(n if state is None else f"{self.name}.{n}".lstrip(".")) for n in ("weight", "bias"))
         if self.read or self.kind == "module" or W is None:
             return None, None
         W = W.mT if self.kind == "transposed" else W
@@ -74,13 +77,15 @@ class Site:
         for name, d in (("weight", dW), ("bias", db)):
             if d is None:
                 continue
-            key = f"{self.name}.{name}"
+            key = f"{self.name}.{name}".lstrip(".")
             if key not in state:
                 raise InputError(f"{self.key} has no {name}, so this delta's {name} cannot be folded into f; keep it as a delta")
             old = state[key]
             new = old.clone()
             view = new.mT if self.kind == "transposed" and new.ndim == 2 else new
             part = view if self.kind == "embedding" else view[self.columns]
+            if part.shape != d.shape or (self.read and name == "weight"):
+                raise InputError(f"at {self.key} the delta is no change of f's own {name}; keep it as a delta")
             part.copy_((part.double() + d.double()).to(old.dtype))
             state[key] = new
 

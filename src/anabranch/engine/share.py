@@ -100,6 +100,8 @@ def step(trainer: Trainer, common: Learner, work: Sequence[tuple[Learner, list[i
     losses = trainer.losses(work, heads, range(1, len(work) + 1))
     torch.stack(losses).sum().backward()
     rows, values = gradients(leaves, len(work)), torch.stack(losses).detach()
+    if not rows.isfinite().all():
+        raise FloatingPointError(f"its training diverged in pass {common.epoch + 1}")
     theta = torch.cat([common.theta[n] for n in leaves])
     direction, state = balance(state, Point(theta, lambda _: values, lambda _: rows, [learner.job.name for learner, _ in work]))
     if direction is not None:

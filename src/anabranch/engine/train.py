@@ -96,7 +96,8 @@ class Learner:
     step: int = 0
     epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
-    best_score: tuple[float, float] = (-math.inf, -math.inf)
+    best_score: float = -math.inf
+    held: dict[str, Tensor] = field(default_factory=dict)  # losses of the validation rows at the best state
     curve: list[dict[str, float]] = field(default_factory=list)
     loss: float = 0.0
     planned: int = 0  # optimiser steps in all, where not its own epochs decide
@@ -127,7 +128,7 @@ class Learner:
         return min(1.0, (self.step + 1) / max(1.0, WARM * total)) * max(0.0, 1 - self.step / total)
 
     def state(self) -> dict[str, Tensor]:
-        named = {"theta": self.theta, "m": self.m, "v": self.v, "best": self.best}
+        named = {"theta": self.theta, "m": self.m, "v": self.v, "best": self.best, "held": self.held}
         return {f"{kind}/{n}": t for kind, tensors in named.items() for n, t in tensors.items()}
 
     def note(self) -> dict[str, Any]:
@@ -138,7 +139,7 @@ class Learner:
             kind, _, key = name.partition("/")
             getattr(self, kind)[key] = t
         self.step, self.epoch, self.curve = note["step"], note["epoch"], note["curve"]
-        self.best_score = tuple(note["best_score"])
+        self.best_score = note["best_score"]
 
 
 class Trainer:
@@ -239,28 +240,36 @@ class Trainer:
 
     @torch.no_grad()
     def close(self, learner: Learner, key: str) -> None:
-        """After an epoch: validation score, best state, curve, checkpoint. Training that has diverged ends at its best."""
+        """After an epoch: validation score, best state, curve, checkpoint. Training that has diverged ends at its best.
+
+        The rate falls to zero, so the last state is the best, unless an earlier one has a validation loss that is lower by
+        more than one standard error of the paired difference (without a head: a higher score).
+        """
         learner.epoch += 1
         job, valid = learner.job, learner.job.parts["valid"]
         head, view = rounded(learner.head), self.view(learner)
         entry: dict[str, float] = {"epoch": learner.epoch, "loss": learner.loss / learner.steps}
         learner.loss = 0.0
-        now = (0.0, 0.0)
+        score, better = 0.0, True
         if len(valid):
             if head:
                 out, counts = outputs(job, valid, self.features, view, head)
-                found = job.kind.answer(out.nan_to_num(), counts, {})
-                loss = float(job.kind.loss(out, valid.y, counts).mean())
+                found, losses = job.kind.answer(out.nan_to_num(), counts, {}), job.kind.loss(out, valid.y, counts)
+                worse = losses - learner.held.get("losses", losses)
+                better = not bool(worse.mean() > worse.std(correction=0) / len(worse) ** 0.5)
+                entry |= {"valid_loss": float(losses.mean())}
+                learner.held = {"losses": losses} if better else learner.held
             else:
                 index = index_of(job, near(job, valid), self.features, view) if job.documents else None
-                found, loss = answers(job, valid, self.features, view, head, {}, index), 0.0
-            now = (measure(job, valid, _whole(job, found, valid)) or 0.0, -loss)
-            entry |= {"valid": now[0], "valid_loss": loss}
+                found = answers(job, valid, self.features, view, head, {}, index)
+            score = measure(job, valid, _whole(job, found, valid)) or 0.0
+            better = better if head else score >= learner.best_score
+            entry |= {"valid": score}
         if not all(math.isfinite(v) for v in entry.values()):
             entry = {"epoch": learner.epoch}
         learner.curve.append(entry)
-        if "loss" in entry and (now > learner.best_score or not len(valid)):
-            learner.best, learner.best_score = {n: t.clone() for n, t in learner.theta.items()}, now
+        if "loss" in entry and better:
+            learner.best, learner.best_score = {n: t.clone() for n, t in learner.theta.items()}, score
         write_tensors(self.file(job, key), learner.state(), learner.note())
 
     def done(self, learner: Learner) -> bool:
