@@ -173,7 +173,7 @@ class Adapted(nn.Module):
                 if self.banks[i].stage != stage or self.routes[i] is None:
                     continue
                 x = self._held[site.key] if site.read else args[0] if args else y
-                dy = self._change(i, site, module, x, base[..., site.columns])
+                dy = self._change(i, site, x, base[..., site.columns])
                 y = (
                     y + dy
                     if not site.stop
@@ -182,11 +182,13 @@ class Adapted(nn.Module):
         return y if isinstance(output, Tensor) else (y, *output[1:])
 
     # ---- what they add -------------------------------------------------------------------------------------------
-    def _change(self, i: int, site: Site, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def _change(self, i: int, site: Site, x: Tensor, y: Tensor) -> Tensor:
         flat = y.ndim == 2  # a pooled vector is a sequence of one
         W, b = site.weight(self.f)
         if flat:
             x, y = x[:, None], y[:, None]
+        if site.kind == "embedding" and len(y) == 1:  # a table of places, the same for all rows
+            x, y = (t.expand(self._open[i].parts[-1].stop, *t.shape[1:]) for t in (x, y))
         own = site.module(self._f[0]) if site.kind in ("norm", "embedding") else None  # that of f itself: no hook runs in it
         at = At(x, y, self._rows_mask(y), W, b, own)
         if self.seen is not None:

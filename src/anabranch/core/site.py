@@ -65,8 +65,11 @@ class Site:
 
         ``state``: take them from this state dict of f instead.
         """
-        held = vars(self.module(f))["_parameters"] if state is None else state
-        W, b = (held.get(n if state is None else f"{self.name}.{n}".lstrip(".")) for n in ("weight", "bias"))
+        module, names = self.module(f), ("weight", "bias")
+        if state is None:
+            W, b = (getattr(module, n, None) for n in names)
+        else:
+            W, b = (state.get(f"{self.name}.{n}".lstrip(".")) for n in names)
         if self.read or self.kind == "module" or W is None:
             return None, None
         W = W.mT if self.kind == "transposed" else W
