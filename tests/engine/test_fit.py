@@ -20,6 +20,7 @@ from engine import _tiny as tiny
 from anabranch.engine import cache, store
 from anabranch.engine.cache import read_json, read_tensors
 from anabranch.engine.model import load
+from anabranch.engine.train import TOKENS
 from anabranch.errors import InputError, WorkError
 
 TASK = {
@@ -103,12 +104,14 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path):
 
 
 def test_a_task_does_not_depend_on_its_companions(tmp_path):
-    """Numbers of the learner bit for bit, and all rungs of its own. Long rows too: then a step's rows fill several batches."""
+    """Numbers of the learner bit for bit, and all rungs of its own; also where a step's rows fill more than one batch."""
     small(tmp_path, ("classify", "tag", "retrieve"))
-    long = [r | {"text": " ".join([r["text"]] * 30)[:400]} for r in tiny.rows("regress", 200)]
-    tiny.lines(tmp_path / "data" / "regress" / "train.jsonl", long)
-    tiny.lines(tmp_path / "data" / "longer" / "train.jsonl", [r | {"label": -r["label"]} for r in long])
-    asked = {"alone": ["regress"], "two": ["classify", "regress"], "many": ["longer", "retrieve", "regress", "tag", "classify"]}
+    long = [r | {"text": r["text"] + " the" * (100 - len(r["text"].split()))} for r in tiny.rows("regress", 100)]
+    for i, name in enumerate(("first", "second", "regress")):
+        tiny.lines(tmp_path / "data" / name / "train.jsonl", [r | {"label": i + r["label"] ** (i + 1)} for r in long])
+    many = ["first", "second", "regress", "retrieve", "tag", "classify"]
+    assert 3 * 32 * 112 > TOKENS > 2 * 32 * 112
+    asked = {"alone": ["regress"], "two": ["classify", "regress"], "many": many}
     rungs, kept = {}, {}
     for name, tasks in asked.items():
         plan = tiny.plan(tiny.home() / "bert", tmp_path / "data", tasks, stages=["features", "probe", "delta"])
