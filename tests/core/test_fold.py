@@ -80,7 +80,7 @@ def test_weights_of_a_short_type_are_rounded_once():
     [
         ("adapter", "attention.out", "Adapter changes activations, not weights"),
         ("prompt", "embedding", "Prompt changes activations"),
-        ("lora", "attention.query->attention.value", "attention.value"),  # reads x elsewhere: no weight of f is its sum
+        ("lora", "attention.query->attention.value", "attention.self.value"),  # reads x elsewhere: no weight of f is its sum
         ("lora", "norm", "norm|LayerNorm"),
         ("lora", "block", "block|encoder.layer.0"),
     ],

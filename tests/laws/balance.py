@@ -5,6 +5,7 @@ import torch
 
 from anabranch.core.balance import Point, lift
 from anabranch.core.names import every, make
+from anabranch.errors import WorkError
 
 
 def point(grads: torch.Tensor) -> Point:
@@ -28,7 +29,7 @@ def test_lifted_it_gives_the_aggregate_and_a_state(name: str) -> None:
 def test_a_gradient_that_is_not_finite_is_refused_by_name(name: str, bad: float) -> None:
     grads = torch.ones(3, 5)
     grads[1, 2] = bad
-    with pytest.raises(ValueError, match="task 1"):
+    with pytest.raises(WorkError, match="task 1"):
         lift(make("balance", name))(None, point(grads))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from anabranch.core.bank import Bank
 from anabranch.core.delta import At, mix
 from anabranch.core.route import Opened, Route
-from anabranch.core.sequence import fresh_mask, widen
+from anabranch.core.sequence import fresh_mask, input_of, positions, trimmed, widen, with_first
 from anabranch.core.site import Site, blocks, clone, tail
 from anabranch.errors import InputError
 
@@ -91,13 +91,11 @@ class Adapted(nn.Module):
                 self._open[i] = Opened(self.banks[i], self.sources[i], route, dtype)
         self._mask, past = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         self._started = past is not None and past.get_seq_length() > 0
-        for i in self._embedded:
-            kwargs = self._lengthen(f, i, kwargs)
-        return args, kwargs
+        embedded = [i for i in self._embedded if self.routes[i] is not None]
+        return args, self._lengthen(f, embedded, kwargs) if embedded else kwargs
 
-    def _lengthen(self, f: nn.Module, i: int, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if self.routes[i] is None:
-            return kwargs
+    def _lengthen(self, f: nn.Module, banks: list[int], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Soft tokens in front of the embedded text, visible to the rows that have them; positions move by what is visible."""
         if not kwargs.keys() & {"input_ids", "inputs_embeds"}:
             raise InputError(
                 f"{type(f).__name__} has no token embedding in front of which a prompt fits;"
@@ -107,16 +105,18 @@ class Adapted(nn.Module):
         x = f.get_input_embeddings()(kwargs.pop("input_ids")) if x is None else x  # type: ignore[operator]
         mask = kwargs.get("attention_mask")
         mask = x.new_ones(x.shape[:2], dtype=torch.long) if mask is None else mask
-        tokens, on = self._tokens(i, self.banks[i].sites[0], x, mask)
-        m = tokens.shape[1]
-        x = x if self._started else torch.cat([tokens, x], 1)
-        longer = torch.cat([on[:, None].expand(-1, m).to(mask.dtype), mask], 1)
-        positions = torch.arange(x.shape[1], device=x.device) - torch.where(on, 0, m)[:, None]
-        extra: dict[str, Any] = {} if self._started else {"position_ids": positions.clamp(min=0)}
-        if kwargs.get("token_type_ids") is not None:
-            extra["token_type_ids"] = torch.nn.functional.pad(kwargs["token_type_ids"], (m, 0))
-        self._front, self._mask = self._front + (0 if self._started else m), longer
-        return {**kwargs, **extra, "inputs_embeds": x, "attention_mask": longer}
+        found = [self._tokens(i, self.banks[i].sites[0], x, mask) for i in banks]
+        visible = torch.cat([on[:, None].expand(-1, t.shape[1]) for t, on in found], 1)
+        soft, text = positions(f, mask, visible, kwargs.get("position_ids"), x.shape[1])
+        extra: dict[str, Any] = {"position_ids": text}
+        if not self._started:
+            x = torch.cat([*(t for t, _ in found), x], 1)
+            extra["position_ids"] = torch.cat([soft, text], 1)
+            self._front = visible.shape[1]
+            if kwargs.get("token_type_ids") is not None:
+                extra["token_type_ids"] = torch.nn.functional.pad(kwargs["token_type_ids"], (self._front, 0))
+        self._length, self._mask = x.shape[1], torch.cat([visible.to(mask.dtype), mask], 1)
+        return {**kwargs, **extra, "inputs_embeds": x, "attention_mask": self._mask}
 
     def _prefix(self, now: list[tuple[int, Site]], depth: int, block: nn.Module, args: tuple[Any, ...],
                 kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:  # fmt: skip
@@ -155,11 +155,11 @@ class Adapted(nn.Module):
                 f"these sites did not run in f's forward pass, so their deltas would be lost: {lost};"
                 " place the delta on a module that f calls (nn.MultiheadAttention never calls its out_proj)"
             )
-        if self._front:
-            for name, t in out.items():
-                if isinstance(t, Tensor) and t.ndim == 3:
-                    out[name] = t[:, self._front :]
-        return out
+        if not self._front:
+            return out
+        if isinstance(out, dict) and out.get("pooler_output") is not None:
+            raise InputError("f pools its first token, whose place a prompt takes: use deep_prompt, or load f without its pooler")
+        return trimmed(out, self._front, self._length)
 
     def _read(self, key: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._held[key] = args[0]
@@ -172,14 +172,14 @@ class Adapted(nn.Module):
             for i, site in entries:
                 if self.banks[i].stage != stage or self.routes[i] is None:
                     continue
-                x = self._held[site.key] if site.read else args[0] if args else y
+                x = self._held[site.key] if site.read else input_of(site, args, y)
                 dy = self._change(i, site, x, base[..., site.columns])
                 y = (
                     y + dy
                     if not site.stop
                     else torch.cat([y[..., : site.start], y[..., site.columns] + dy, y[..., site.stop :]], -1)
                 )
-        return y if isinstance(output, Tensor) else (y, *output[1:])
+        return with_first(output, y)
 
     # ---- what they add -------------------------------------------------------------------------------------------
     def _change(self, i: int, site: Site, x: Tensor, y: Tensor) -> Tensor:

@@ -147,6 +147,8 @@ def load(name: str = "minilm", dtype: torch.dtype | None = None) -> Backbone:
         ) from None
     finally:
         hf.set_verbosity(level)
+    if isinstance(getattr(f, "pooler", None), nn.Module):
+        f.pooler = None  # nothing here reads it, and it takes f's first token, which may be a soft one
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length

@@ -1,0 +1,46 @@
+"""Piggyback: f's own weights, some of them switched off; its gradient passes the threshold; one bit a weight."""
+
+import torch
+from laws._nasty import backbone, bank, batch, close, loaded, real, run
+from torch import nn
+
+from anabranch.core.adapt import Adapted
+from anabranch.core.names import make
+from anabranch.core.route import Route
+
+
+def test_it_switches_weights_off():
+    f, inputs = backbone("gpt2"), batch("gpt2")
+    made = bank(f, "mask")
+    state = dict(f.state_dict())
+    for site in made.sites:
+        keep = (made.take(1)[site.key]["score"] > 0).T  # weights of this make are [d_in, d_out]
+        key = f"{site.name}.weight"
+        state[key] = state[key].clone()
+        state[key][:, site.columns] *= keep
+        assert 0.2 < keep.float().mean() < 0.8
+    with torch.no_grad():
+        want = loaded(f, state)(**inputs).last_hidden_state
+        close(real(inputs, run(Adapted(f, [made]), inputs, [1] * 5)), real(inputs, want))
+
+
+def test_the_gradient_of_a_score_is_that_of_its_mask():
+    f = nn.Sequential(nn.Linear(3, 2))
+    made, x, g = bank(f, "mask", at="0", slots=1), torch.randn(1, 4, 3), torch.randn(1, 4, 2)
+    adapted = Adapted(f, [made])
+    source = adapted.sources[0]["own"] = made.tables["own"].data.clone().requires_grad_()
+    (adapted({"input": x}, Route.to([1])) * g).sum().backward()
+    close(source.grad[1].view(2, 3), (g[0].T @ x[0]) * f[0].weight.detach())
+
+
+def test_bits_are_an_eighth_of_a_byte_each():
+    mask = make("delta", "mask")
+    score = torch.tensor([[1.0, -1.0, 0.0], [2.0, -3.0, 1e-9]])
+    assert mask.freeze({"score": score})["bits"].tolist() == [0b101001]  # the first weight is the lowest bit
+    W = torch.arange(1.0, 7.0).view(2, 3)
+    for p in ({"score": score}, mask.freeze({"score": score})):
+        dW, db = mask.weight(p, W, None)
+        assert (W + dW).tolist() == [[1, 0, 0], [4, 0, 6]] and db is None
+    made = bank(backbone("bert"), "mask").frozen()
+    assert made.tables["fixed.uint8"].n == sum(s.d_in * s.d_out for s in made.sites) // 8 and made.tables["own"].n == 0
+    assert mask.freeze({"score": torch.ones(3, 11)})["bits"].tolist() == [255, 255, 255, 255, 1]
