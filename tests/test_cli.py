@@ -468,7 +468,7 @@ def test_demo_fits_the_suite_and_answers_three_sentences(engine, capsys, monkeyp
     assert run("demo", "--out", "out", "--seed", 3, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     (suite, (folder,), seeded), (_, (plan, out), named), (_, loaded, _) = engine.calls
-    assert (suite, folder, seeded) == ("docstrings", Path("out/data"), {"seed": 3})
+    assert (suite, folder, seeded) == ("docstrings", Path("out/work/data"), {"seed": 3})
     assert out == Path("out") and named == {"resume": True, "device": "cpu", "told": None} and loaded == (Path("out"), "cpu")
     checked = read_plan(plan)
     assert checked.seed == 3 and checked.backbone == "minilm" and checked.tasks["find"].data == str(folder.absolute() / "find")

@@ -217,8 +217,8 @@ def demo(out: Out, seed: Annotated[int, typer.Option(help="Of data and training.
         from anabranch.engine.model import load
         from anabranch.world.docstrings import docstrings
 
-        names = docstrings(out / "data", seed=seed)["tasks"]
-        tasks = {name: {"data": str(out / "data" / name), "limit": 600} for name in names}
+        suite = out / "work" / "data"
+        tasks = {name: {"data": str(suite / name), "limit": 600} for name in docstrings(suite, seed=seed)["tasks"]}
         plan = {"backbone": "minilm", "seed": seed, "tasks": tasks, "budget": {"kilobytes_per_task": 320}}
         found = fit(plan, out, resume=True, device=device, told=told)
     answers = load(out, device).predict(["library", "area", "find"], [{"text": question} for question in QUESTIONS])

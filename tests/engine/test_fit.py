@@ -20,7 +20,6 @@ from engine import _tiny as tiny
 from anabranch.engine import cache, store
 from anabranch.engine.cache import read_json, read_tensors
 from anabranch.engine.model import load
-from anabranch.engine.train import TOKENS
 from anabranch.errors import InputError, WorkError
 
 TASK = {
@@ -103,14 +102,14 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path):
     assert a == b and a.keys() != c.keys()
 
 
-def test_a_task_does_not_depend_on_its_companions(tmp_path):
+def test_a_task_does_not_depend_on_its_companions(tmp_path, monkeypatch):
     """Numbers of the learner bit for bit, and all rungs of its own; also where a step's rows fill more than one batch."""
     small(tmp_path, ("classify", "tag", "retrieve"))
     long = [r | {"text": r["text"] + " the" * (100 - len(r["text"].split()))} for r in tiny.rows("regress", 100)]
     for i, name in enumerate(("first", "second", "regress")):
         tiny.lines(tmp_path / "data" / name / "train.jsonl", [r | {"label": i + r["label"] ** (i + 1)} for r in long])
     many = ["first", "second", "regress", "retrieve", "tag", "classify"]
-    assert 3 * 32 * 112 > TOKENS > 2 * 32 * 112
+    monkeypatch.setattr("anabranch.engine.train.TOKENS", 8192)  # between two and three times 32 rows of 112 tokens
     asked = {"alone": ["regress"], "two": ["classify", "regress"], "many": many}
     rungs, kept = {}, {}
     for name, tasks in asked.items():
@@ -207,25 +206,23 @@ def test_kill_at_random_times_then_resume(tmp_path, whole):
     assert tiny.timeless(read_json(out / "results.json")) == results and tiny.files(out / "bundle") == bundle
 
 
-@pytest.mark.parametrize("stage", ["look", "features", "probe", "delta", "share"])
-def test_an_interrupt_leaves_a_run_that_can_be_resumed(tmp_path, whole, stage):
+def test_an_interrupt_leaves_a_run_that_can_be_resumed(tmp_path, whole):
     plan, results, bundle = whole
+    out = tmp_path / "run"
+    for stage in ("look", "features", "probe", "delta", "share"):
 
-    def told(now: str, done: int, of: int, text: str) -> None:
-        if now == stage:
-            raise KeyboardInterrupt
+        def told(now: str, *said: Any, stage: str = stage) -> None:
+            if now == stage:
+                raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        tiny.fit(plan, tmp_path / "run", told=told)
-    assert not (tmp_path / "run" / "bundle").exists() and not list((tmp_path / "run").rglob("*.part"))
-    tiny.fit(plan, tmp_path / "run", resume=True)
-    assert tiny.timeless(read_json(tmp_path / "run" / "results.json")) == results
-    assert tiny.files(tmp_path / "run" / "bundle") == bundle
+        with pytest.raises(KeyboardInterrupt):
+            tiny.fit(plan, out, told=told, resume=True)
+        assert not (out / "bundle").exists() and not list(out.rglob("*.part"))
+    tiny.fit(plan, out, resume=True)
+    assert tiny.timeless(read_json(out / "results.json")) == results and tiny.files(out / "bundle") == bundle
 
 
-@pytest.mark.parametrize(
-    "change", [lambda b: b[:-3], lambda b: b[: len(b) // 2], lambda b: b"", lambda b: flipped(b, -2), lambda b: flipped(b, 12)]
-)
+@pytest.mark.parametrize("change", [lambda b: b[:-3], lambda b: b"", lambda b: flipped(b, -2)])
 def test_damaged_caches_are_made_again(tmp_path, whole, change):
     """Each file of RUN/work, cut or with a changed byte, costs time and never the answer."""
     plan, results, bundle = whole

@@ -104,7 +104,7 @@ def claim(out: Path, plan: Plan, resume: bool, overwrite: bool) -> None:
     said = plan.model_dump(mode="json")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; --out needs a folder")
-    there = [p.name for p in out.iterdir() if p.suffix != ".part"] if out.exists() else []
+    there = [p.name for p in out.iterdir() if p.suffix != ".part" and p.name != "work"] if out.exists() else []
     if there and not (resume or overwrite):
         raise InputError(f"{out} is not empty: add --resume to go on, --overwrite to start anew, or choose another --out")
     if there and "plan.json" not in there:
