@@ -17,7 +17,9 @@ def test_a_share_is_that_many_and_never_none(n, share):
     assert 1 <= size <= n and (abs(size - n * share) <= 0.5 or size == 1)
 
 
-@pytest.mark.parametrize(("share", "hint"), [(0, "got 0"), (-0.1, "got -0.1"), (20, "for 20 per cent pass 0.2"), (101, "got 101$")])
+@pytest.mark.parametrize(
+    ("share", "hint"), [(0, "got 0"), (-0.1, "got -0.1"), (20, "for 20 per cent pass 0.2"), (101, "got 101$")]
+)
 def test_a_share_out_of_range_is_answered_with_what_to_type(share, hint):
     with pytest.raises(InputError, match=hint):
         budget(10, share)

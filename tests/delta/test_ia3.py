@@ -27,6 +27,7 @@ def test_by_hand():
     assert dW.tolist() == [[2, 0], [6, 0], [10, 0]] and db is None
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft
 @pytest.mark.parametrize(
     ("name", "modules", "inner"),
     [

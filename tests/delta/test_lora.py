@@ -25,6 +25,7 @@ def test_by_hand():
     assert dW.tolist() == [[6, 12], [8, 16], [10, 20]] and db is None
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft
 @pytest.mark.parametrize(
     ("name", "modules", "at"),
     [

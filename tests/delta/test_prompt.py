@@ -10,6 +10,7 @@ from peft import PromptTuningConfig, TaskType, get_peft_model
 from anabranch.core.adapt import Adapted
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])
 def test_against_peft(name):
     f, inputs = backbone(name), batch(name)

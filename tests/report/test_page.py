@@ -6,7 +6,22 @@ from pathlib import Path
 from anabranch.report.page import page
 
 FOLDER = Path(__file__).parents[2] / "docs" / "results"
-KEYS = ("kind", "metric", "n_train", "n_valid", "n_test", "majority", "probe", "delta", "shared", "chosen", "valid", "test", "kilobytes", "seconds")
+KEYS = (
+    "kind",
+    "metric",
+    "n_train",
+    "n_valid",
+    "n_test",
+    "majority",
+    "probe",
+    "delta",
+    "shared",
+    "chosen",
+    "valid",
+    "test",
+    "kilobytes",
+    "seconds",
+)
 
 
 def results() -> dict:

@@ -95,12 +95,14 @@ def mix(delta: Delta, gate: Gate, own: Params, shared: Params, keys: Params, min
             return out if on_k is None else torch.where(on_k, out, 0.0)
         on_k = first.new_ones(len(first), dtype=torch.bool) if on_k is None else on_k
         weight = torch.where(on_k, gate.weigh(mine, keys, row, on_k), 0.0)
-        weight = keep(weight if w_k is None else weight * w_k, gate.top)
+        weight = weight if w_k is None else weight * w_k
+        on_k = on_k & keep(torch.where(on_k, weight, -torch.inf), gate.top)  # [k] or [l, k]
+        weight = torch.where(on_k, weight, 0.0)
         if gate.on == "params":
             blended = delta.blend({n: torch.where(_like(on_k, t), t, 0) for n, t in own.items()}, weight)
             return torch.where(on_k.any(), delta.apply(blended | shared, row), 0.0)
         out = vmap(lambda p: delta.apply(p | shared, row))(own)
-        return gate.combine(weight, torch.where(on_k[:, None, None], out, 0.0))
+        return gate.combine(weight, torch.where(on_k.mT[..., None] if on_k.ndim == 2 else _like(on_k, out), out, 0.0))
 
     rows = (at.x, at.y, at.mask, *(t for t in (on, w) if t is not None))
     mixed: Tensor = vmap(one, in_dims=(lead, lead, lead, *[0] * len(rows)))(own, keys, mine, *rows)

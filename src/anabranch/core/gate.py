@@ -39,12 +39,7 @@ class Gate(ABC):
 
 
 def keep(w: Tensor, top: int | None) -> Tensor:
-    """The ``top`` largest of the last dimension's weights, the others 0."""
+    """True at the ``top`` largest of the last dimension's weights."""
     if top is None or top >= w.shape[-1]:
-        return w
-    return torch.zeros_like(w).scatter(-1, *_top(w, top))
-
-
-def _top(w: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    values, ids = w.topk(top, dim=-1)
-    return ids, values
+        return torch.ones_like(w, dtype=torch.bool)
+    return torch.zeros_like(w, dtype=torch.bool).scatter(-1, w.topk(top, dim=-1).indices, True)

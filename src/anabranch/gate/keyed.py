@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from anabranch.core.delta import At, Params
-from anabranch.core.gate import Gate, keep
+from anabranch.core.gate import Gate
 from anabranch.core.site import Site
 from anabranch.types import Count, Positive
 
@@ -27,12 +27,14 @@ class Keyed(Gate):
     needs: ClassVar[frozenset[str]] = frozenset({"mean"})
 
     def key(self, site: Site, p: Params, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
-        start = torch.randn(site.d_in, generator=rng) if seen is None else seen["mean"]
-        return {"key": start / start.norm()}
+        width = site.d_out if site.kind == "embedding" else site.d_in  # the input of an embedding is ids: its output asks
+        start = torch.randn(width, generator=rng) if seen is None else seen["mean"]
+        return {"key": torch.nn.functional.normalize(start, dim=0)}
 
     def weigh(self, own: Params, keys: Params, at: At, on: Tensor) -> Tensor:
         real = at.mask[:, None]
-        query = torch.where(real, at.x, 0).sum(0) / real.sum().clamp(min=1)
+        x = at.x if at.x.is_floating_point() else at.y
+        query = torch.where(real, x, 0).sum(0) / real.sum().clamp(min=1)
         alike = torch.nn.functional.cosine_similarity(keys["key"], query[None], dim=-1) / self.temperature
-        chosen = keep(torch.where(on, torch.exp(alike - alike.max()), 0.0), self.top)
-        return chosen / chosen.sum(-1, keepdim=True)
+        top, ids = torch.where(on, alike, -torch.inf).topk(min(self.top, len(on)))
+        return torch.zeros_like(alike).scatter(-1, ids, torch.softmax(top, -1))

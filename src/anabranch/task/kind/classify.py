@@ -59,7 +59,8 @@ def abstain(confidence: Tensor, right: Tensor) -> Tensor:
     """The lowest confidence from which on the answers are right in at least ``SURE`` of the rows (0: always answer)."""
     order = confidence.argsort(descending=True)
     share = right[order].float().cumsum(0) / torch.arange(1, len(order) + 1)
-    good = (share >= SURE).nonzero()
+    edge = torch.cat([confidence[order].diff() < 0, torch.tensor([True])])  # equals are answered together or not at all
+    good = ((share >= SURE) & edge).nonzero()
     if not len(good):
         return confidence.max()
     last = int(good[-1])
