@@ -1,4 +1,4 @@
-"""Fits 18 real tasks of every kind (but generate) in one run and writes the table to docs/results/ (JSON, and the page made from it).
+"""Fits 18 real tasks of every kind (but generate) in one run; writes the table to docs/results/ (JSON, and the page made of it).
 
     python speed/results.py --data ../shared/data/text [--limit 400] [--seed 0] [--tasks a,b] [--out RUN]
 

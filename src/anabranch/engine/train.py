@@ -32,15 +32,22 @@ def seeded(*parts: Any) -> Generator:
 def encode(features: Features, adapted: Adapted, units: Sequence[int], slots: Sequence[int], words: bool) -> list[Tensor]:
     """Features of units, each under its slot (numbers of rows of ``adapted.sources``): one [1, d] or [words, d] per unit.
 
-    One forward pass per length, in which the rows of a slot stand together.
+    One forward pass per length, in which the rows of a slot stand together. Where a pass is full, it is cut between slots: how
+    the rows of one are divided, and so the bits of its gradient, must not depend on the others.
     """
     out: list[Tensor] = [torch.empty(0)] * len(units)
-    groups: dict[int, list[int]] = {}
+    parts: dict[int, list[list[int]]] = {}  # length -> rows of each pass
+    runs: dict[tuple[int, int], list[int]] = {}  # length, slot -> rows
     for i in sorted(range(len(units)), key=lambda i: (features.length(units[i]), slots[i])):
-        groups.setdefault(features.length(units[i]), []).append(i)
-    for length, group in groups.items():
-        for at in range(0, len(group), max(1, TOKENS // length)):
-            part = group[at : at + max(1, TOKENS // length)]
+        runs.setdefault((features.length(units[i]), slots[i]), []).append(i)
+    for (length, _), run in runs.items():
+        most, passes = max(1, TOKENS // length), parts.setdefault(length, [[]])
+        for piece in (run[at : at + most] for at in range(0, len(run), most)):
+            if len(passes[-1]) + len(piece) > most:
+                passes.append([])
+            passes[-1] += piece
+    for passes in parts.values():
+        for part in passes:
             route = Route.to([slots[i] for i in part])
             rows = features.forward(adapted, [units[i] for i in part], route, words)
             for i, row in zip(part, rows, strict=True):
