@@ -227,7 +227,7 @@ def test_what_to_type_after_an_interrupt_keeps_the_options(engine, capsys):
 
 
 def test_a_real_interrupt_ends_with_130(engine):
-    fake = "import os, signal, sys, types\nm = types.ModuleType('anabranch.engine.fit')\n"
+    fake = "import os, signal, sys, types\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nm = types.ModuleType('anabranch.engine.fit')\n"
     fake += "m.fit = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT) or signal.pause()\nsys.modules[m.__name__] = m\n"
     done = python(fake + "from anabranch.cli import main\nmain(['fit', 'plan.yaml', '--out', 'out'])")
     assert (done.returncode, done.stderr) == (130, "stopped; go on with: anabranch fit plan.yaml --out out --resume\n")
@@ -468,7 +468,7 @@ def test_demo_fits_the_suite_and_answers_three_sentences(engine, capsys, monkeyp
     assert run("demo", "--out", "out", "--seed", 3, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     (suite, (folder,), seeded), (_, (plan, out), named), (_, loaded, _) = engine.calls
-    assert (suite, folder, seeded) == ("docstrings", Path("out/work/data"), {"seed": 3})
+    assert (suite, folder, seeded) == ("docstrings", Path("out-data").absolute(), {"seed": 3})
     assert out == Path("out") and named == {"resume": True, "device": "cpu", "told": None} and loaded == (Path("out"), "cpu")
     checked = read_plan(plan)
     assert checked.seed == 3 and checked.backbone == "minilm" and checked.tasks["find"].data == str(folder.absolute() / "find")

@@ -217,7 +217,7 @@ def demo(out: Out, seed: Annotated[int, typer.Option(help="Of data and training.
         from anabranch.engine.model import load
         from anabranch.world.docstrings import docstrings
 
-        suite = out / "work" / "data"
+        suite = out.absolute().with_name(f"{out.name}-data")
         tasks = {name: {"data": str(suite / name), "limit": 500} for name in docstrings(suite, seed=seed)["tasks"]}
         stages = ["look", "features", "probe", "relate", "delta", "choose"]  # a shared slot would take as long again
         plan = {"backbone": "minilm", "seed": seed, "tasks": tasks, "stages": stages, "budget": {"kilobytes_per_task": 320}}

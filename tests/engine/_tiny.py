@@ -18,6 +18,9 @@ from transformers.utils import logging
 
 import anabranch.engine.fit as fitting
 import anabranch.engine.run as planning
+from anabranch.core.bank import Bank
+from anabranch.core.names import make
+from anabranch.core.site import find
 
 COLOURS, ANIMALS, NAMES = ["red", "green", "blue"], ["cat", "dog", "owl"], ["ann", "bob", "lee"]
 FILLERS = [
@@ -83,6 +86,18 @@ def saved(folder: Path, f: Any, frame: Any) -> Path:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
     f.save_pretrained(folder)
     return folder
+
+
+def bank(f: Any, delta: str = "lora", slots: int = 2, spread: float = 0.3) -> Bank:
+    """Random slots at the upper block of f, moved away from their start."""
+    rng = torch.Generator().manual_seed(2)
+    made = Bank.make(
+        make("delta", delta), make("gate", "by_task"), find(f, ["attention.query[-1:]", "attention.value[-1:]"]), rng
+    )
+    made.add([made.fresh(rng) for _ in range(slots)])
+    own = made.tables["own"].data
+    own[1:] += spread * torch.randn(own[1:].shape, generator=rng)
+    return made
 
 
 # ---- tasks

@@ -124,6 +124,23 @@ def test_a_task_does_not_depend_on_its_companions(tmp_path, monkeypatch):
         assert [n for n in mine if not torch.equal(mine[n], theirs[n])] == []
 
 
+def test_a_task_that_speaks_changes_nothing_for_the_others(tmp_path):
+    """Speaking runs all of f; the others start at f's middle, whose features their heads may read."""
+    results = {}
+    for names in (["classify", "tag"], ["classify", "tag", "generate"]):
+        out = tmp_path / f"{len(names)}"
+        plan = tiny.plan(tiny.home() / "gpt2", tiny.home() / "data", names, stages=["features", "probe", "delta"])
+        results[len(names)] = tiny.fit(plan | {"delta": {"lora": {"rank": 4}, "lr": 0.02}}, out)["tasks"]
+        model = load(out)
+        assert model.tail == 1
+        found = model.evaluate(tiny.home() / "data")
+        assert {n: t["score"] for n, t in found.items()} == {n: t["test"] for n, t in results[len(names)].items()}
+    losses = [e["loss"] for e in results[3]["generate"]["curve"]]
+    assert losses[-1] < losses[0]
+    for name in ("classify", "tag"):
+        assert tiny.timeless(results[2][name]) == tiny.timeless(results[3][name])
+
+
 def test_max_length_of_a_companion_changes_nothing(tmp_path):
     plan = small(tmp_path, ("classify", "regress"), stages=["features", "probe"])
     long = [r | {"text": r["text"] + " the" * 200} for r in tiny.rows("classify", 60)]

@@ -91,6 +91,41 @@ def test_a_new_slot_leaves_keys_and_answers_of_the_others(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", every("gate"))
+def test_a_mixed_batch_equals_row_by_row_and_padding_is_unseen(name: str) -> None:
+    bank, x = bank_of(make("gate", name), 4, 3), torch.randn(4, L, D, generator=rng(7))
+    bank.add_gate({s: {n: t + 0.5 * torch.arange(len(t)) for n, t in p.items()} for s, p in bank.gates(rng()).items()})
+    ids, who = torch.tensor([[1, 2, 3], [4, 0, 2], [0, 0, 0], [3, 1, 0]]), torch.tensor([1, 2, 1, 2])
+    adapted = Adapted(body(), [bank])
+    mixed = adapted({"input": x}, Route.to(ids, who=who))
+    for i in range(4):
+        one = adapted({"input": x[i : i + 1]}, Route.to(ids[i : i + 1], who=who[i : i + 1]))
+        torch.testing.assert_close(one[0], mixed[i])
+    run = Route.to(ids[:1].expand(9, -1), who=who[:1].expand(9))  # a long run shares its slots
+    torch.testing.assert_close(adapted({"input": x[:1].expand(9, -1, -1)}, run)[3], mixed[0])
+    longer = At(*(torch.nn.functional.pad(x[0], (0, 0, 0, 3), value=99.0),) * 2, torch.arange(L + 3) < L)
+    site, on = bank.sites[0].key, torch.tensor([True, False, True])
+    keys = {n[4:]: torch.stack([bank.take(i)[site][n] for i in (1, 2, 3)]) for n in bank.take(1)[site] if n[:4] == "key."}
+    mine = bank.tables["gate"].get(2).get(site, {})
+    short = bank.gate.weigh(mine, keys, At(x[0], x[0], torch.ones(L, dtype=torch.bool)), on)
+    torch.testing.assert_close(bank.gate.weigh(mine, keys, longer, on)[..., : short.shape[-1]], short)
+
+
+@pytest.mark.parametrize("name", every("gate"))
+def test_no_gradient_reaches_slot_0_or_comes_from_a_row_without_slots(name: str) -> None:
+    bank, x = bank_of(make("gate", name), 3, 3), torch.randn(2, L, D, generator=rng(8))
+    adapted, tables = Adapted(body(), [bank]), ("own", "keys", "gate")
+    leaves = adapted.sources[0] = {t: bank.tables[t].data.clone().requires_grad_() for t in tables if bank.tables[t].n}
+    y = adapted({"input": x}, Route.to([[1, 0, 2], [0, 0, 0]], who=torch.tensor([1, 1])))
+    y[0].square().sum().backward(retain_graph=True)
+    assert all(t.grad.isfinite().all() and not t.grad[0].any() for t in leaves.values())
+    assert leaves["own"].grad[1].any() and not leaves["own"].grad[3].any()
+    for leaf in leaves.values():
+        leaf.grad = None
+    y[1].square().sum().backward()
+    assert not any(t.grad.any() for t in leaves.values())
+
+
+@pytest.mark.parametrize("name", every("gate"))
 def test_a_gate_is_a_frozen_dataclass_of_settings(name: str) -> None:
     gate = make("gate", name)
     assert make("gate", {name: {f.name: getattr(gate, f.name) for f in fields(gate)}}) == gate

@@ -14,8 +14,8 @@ def test_what_stays_is_divided_by_its_share():
 
 def test_on_average_it_is_task_arithmetic():
     rows = torch.randn(3, 4, 5)
-    draws = [make("merge", {"dare": {"density": 0.5, "scale": 0.7, "seed": s}})(rows) for s in range(2000)]
-    close(torch.stack(draws).mean(0), 0.7 * rows.sum(0), 0.15)
+    draws = [make("merge", {"dare": {"density": 0.5, "scale": 0.7, "seed": s}})(rows) for s in range(300)]
+    close(torch.stack(draws).mean(0), 0.7 * rows.sum(0), 0.3)
     close(make("merge", {"dare": {"density": 1.0}})(rows), make("merge", "task_arithmetic")(rows))
 
 

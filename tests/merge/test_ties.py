@@ -15,7 +15,7 @@ def test_by_hand():
     assert make("merge", {"ties": {"density": 0.01}})(rows).tolist() == [4.0, 0.0, 0.0, -3.0, 0.0]  # at least one a task
 
 
-@pytest.mark.parametrize("density", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("density", [0.25, 0.5, 0.75])
 @pytest.mark.parametrize("t", [1, 2, 5])
 def test_against_peft(density, t):
     rows = torch.randn(t, 6, 8, generator=torch.Generator().manual_seed(t))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from anabranch.core.delta import Delta, Params
 from anabranch.core.gate import Gate
@@ -213,6 +213,3 @@ class Bank:
             floating = dtype if table.data.is_floating_point() else None
             table.data = table._room = table.data.to(device=device, dtype=floating)
         return self
-
-    def sites_in(self, f: nn.Module) -> list[nn.Module]:
-        return [s.module(f) for s in self.sites]

@@ -5,25 +5,20 @@ A method is the object in its file that carries the file's name: a function ``ti
 
 import importlib
 import inspect
-import operator
 import pkgutil
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
-
-from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
+from collections.abc import Mapping
+from typing import Any, get_type_hints
 
 from anabranch.errors import InputError, nearest
+from anabranch.types import within
 
 FAMILIES = (
     "delta", "gate", "merge", "balance", "select", "stream", "shift", "compress", "decode", "prompt", "probe",
     "backbone", "pretrain", "bench", "world",
 )  # fmt: skip
-
-_HOLDS = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
 
 
 class Family(types.ModuleType):
@@ -116,59 +111,6 @@ def check(method: Any, settings: Any, label: str) -> dict[str, Any]:
             raise InputError(f"{label} has no setting {name!r}{nearest(name, known)}")
     hints = get_type_hints(method.__init__ if inspect.isclass(method) else method, include_extras=True)
     return {n: within(v, hints.get(n, Any), f"{label}: {n}") for n, v in settings.items()}
-
-
-def within(value: Any, hint: Any, label: str) -> Any:
-    """``value`` if it fits ``hint``: a plain type, Annotated bounds, a Literal, a union; other types are not checked.
-
-    A whole float becomes an int; an int becomes a float, and so does text (YAML reads ``1e-3`` as text).
-    """
-    base = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    wrong = f"{label} is {words(hint)}, got {value!r}"
-    if get_origin(base) in (Union, types.UnionType):
-        for option in get_args(base):
-            with suppress(InputError):
-                return within(value, option, label)
-        raise InputError(wrong)
-    if get_origin(base) is Literal and value not in get_args(base):
-        raise InputError(wrong + nearest(value, get_args(base)))
-    if base is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if base is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        with suppress(ValueError):
-            value = float(value)
-    plain = base in (int, float, bool, str, types.NoneType)
-    if plain and (not isinstance(value, base) or (base is int and isinstance(value, bool))):
-        raise InputError(wrong)
-    for edge, limit in edges(hint):
-        if not _HOLDS[type(edge)](value, limit):
-            share = limit == 1 and isinstance(edge, (Le, Lt)) and _HOLDS[type(edge)](value / 100, limit)
-            raise InputError(wrong + (f": for {value:g} per cent pass {value / 100:g}" if share else ""))
-    return value
-
-
-def edges(hint: Any) -> Iterator[tuple[Any, Any]]:
-    """The bounds of an Annotated hint, one by one, each with its limit."""
-    for bound in get_args(hint)[1:] if get_origin(hint) is Annotated else ():
-        for edge in bound if isinstance(bound, GroupedMetadata) else (bound,):
-            if type(edge) in _HOLDS:
-                yield edge, getattr(edge, type(edge).__name__.lower())
-
-
-def words(hint: Any) -> str:
-    """A range in words: ``a number in (0, 1]``."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(map(words, get_args(hint)))
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, get_args(hint)))}"
-    if get_origin(hint) is not Annotated:
-        plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", types.NoneType: "null"}
-        return plain.get(hint, str(hint))
-    low, high, text = "(-inf", "inf)", words(get_args(hint)[0])
-    for edge, limit in edges(hint):
-        low = f"[{limit}" if isinstance(edge, Ge) else f"({limit}" if isinstance(edge, Gt) else low
-        high = f"{limit}]" if isinstance(edge, Le) else f"{limit})" if isinstance(edge, Lt) else high
-    return f"{text} in {low}, {high}" if list(edges(hint)) else text
 
 
 def card(method: Any) -> dict[str, Any]:

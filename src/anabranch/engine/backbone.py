@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from anabranch.core.names import every, find
 from anabranch.core.site import blocks, width
 from anabranch.engine.cache import checksum
-from anabranch.errors import InputError, nearest
+from anabranch.errors import InputError, WorkError, nearest
 from anabranch.task.kind._base import Unit
 
 LONGEST = 128  # tokens of a text that are read, unless its task has a max_length
@@ -145,6 +146,8 @@ def load(name: str = "minilm", dtype: torch.dtype | None = None) -> Backbone:
         raise InputError(
             f"no backbone {name!r}{hint}, or pass a folder with config.json, weights and tokenizer, or a hub id ({_first(error)})"
         ) from None
+    except SafetensorError as error:
+        raise WorkError(f"the weights of backbone {name} are damaged ({error}): fetch them again") from None
     finally:
         hf.set_verbosity(level)
     if isinstance(getattr(f, "pooler", None), nn.Module):

@@ -24,13 +24,13 @@ from transformers import PreTrainedModel
 
 from anabranch.core.bank import Bank
 from anabranch.core.fold import fold
-from anabranch.core.names import within
 from anabranch.core.site import blocks, clone, site
 from anabranch.delta.lora import Lora
 from anabranch.engine.backbone import Backbone
 from anabranch.engine.cache import write, write_json, write_tensors
 from anabranch.errors import InputError, nearest
 from anabranch.gate.by_task import ByTask
+from anabranch.types import within
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 LINEAR = ("linear", "transposed")
@@ -131,9 +131,6 @@ def to_hf(backbone: Backbone, parts: Sequence[tuple[Bank, int, float]], folder: 
     if not isinstance(f, PreTrainedModel) or not isinstance(model, PreTrainedModel):
         raise InputError(f"a Hugging Face checkpoint needs a model of transformers, got {type(f).__name__}")
     model.config, state = deepcopy(f.config), fold(f, parts)  # saving writes into the config
-    if len({t.data_ptr() for t in state.values()}) > len({t.data_ptr() for t in f.state_dict().values()}):
-        model.config.tie_word_embeddings = False  # a tied weight has moved away from its twin: store every one
-        state = {n: t.clone() for n, t in state.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as near:  # so that it appears whole
         part = Path(near) / folder.name

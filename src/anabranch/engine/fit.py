@@ -61,7 +61,6 @@ def fit(
     notes: list[str] = []
     banks, rates = banks_of(plan, backbone, tasks, notes)
     depth = max(0, min((s.depth for bank in banks for s in bank.sites), default=0))
-    depth = 0 if any(task.kind == "generate" for task in tasks.values()) else depth  # speaking needs all of f
     run = Run(
         plan, out, told, machine, tasks, backbone, Features(backbone, out / "work" / "features", depth), banks, rates, notes=notes
     )
@@ -104,7 +103,7 @@ def claim(out: Path, plan: Plan, resume: bool, overwrite: bool) -> None:
     said = plan.model_dump(mode="json")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; --out needs a folder")
-    there = [p.name for p in out.iterdir() if p.suffix != ".part" and p.name != "work"] if out.exists() else []
+    there = [p.name for p in out.iterdir() if p.suffix != ".part"] if out.exists() else []
     if there and not (resume or overwrite):
         raise InputError(f"{out} is not empty: add --resume to go on, --overwrite to start anew, or choose another --out")
     if there and "plan.json" not in there:

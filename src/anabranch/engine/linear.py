@@ -52,12 +52,14 @@ def frozen(features: Features, job: Job) -> View:
 def speak(features: Features, adapted: Adapted, units: Sequence[int], slot: int | None, most: int = 32) -> list[str]:
     """What f goes on to say after each unit's text, greedily, at most ``most`` tokens; rows of equal length together."""
     out, b = [""] * len(units), features.backbone
+    whole = Adapted(b.f, adapted.banks)  # what is said next has no features yet, so f runs from its first block
+    whole.sources = adapted.sources
     fronts = [features.tokens[u].ids[: features.tokens[u].starts[0]] for u in units]
     for length in sorted({len(front) for front in fronts}):
         rows = [i for i, front in enumerate(fronts) if len(front) == length]
         ids = torch.tensor([fronts[i] for i in rows])
-        adapted.routes = [None if slot is None else Route.to([slot] * len(rows)) for _ in adapted.banks]
-        found = adapted.f.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=b.pad,
+        whole.routes = [None if slot is None else Route.to([slot] * len(rows)) for _ in whole.banks]
+        found = whole.f.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=b.pad,
                                    max_new_tokens=min(most, b.longest - length))  # type: ignore[operator] # fmt: skip
         for i, row in zip(rows, b.tokenizer.batch_decode(found[:, length:], skip_special_tokens=True), strict=True):
             out[i] = row.strip()

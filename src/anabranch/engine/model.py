@@ -58,7 +58,7 @@ class Model:
             bank.add([{s.key: tree[f"{i}/{s.key}"] for s in bank.sites} for tree in trees])
             bank.to(backbone.dtype)
         depth = min((s.depth for bank in self.banks for s in bank.sites), default=0)
-        self.tail = 0 if any(s.kind.speaks for s in self.served.values()) else max(0, depth)
+        self.tail = max(0, depth)
         self.adapted = Adapted(backbone.f, self.banks, self.tail)
 
     @property

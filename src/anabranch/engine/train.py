@@ -60,8 +60,8 @@ def said(features: Features, adapted: Adapted, job: Job, units: Sequence[int], s
     losses = []
     for length in sorted({features.length(u) for u in units}):
         batch = [u for u in units if features.length(u) == length]
-        inputs, _ = features.entry(batch)
-        out = adapted(inputs | {"use_cache": False}, Route.to([slot] * len(batch)))
+        inputs, hidden = features.entry(batch)
+        out = adapted(inputs | {"use_cache": False}, Route.to([slot] * len(batch)), hidden)
         place = torch.arange(inputs["input_ids"].shape[1])
         begin = torch.tensor([features.tokens[u].starts[0] for u in batch])[:, None]
         truth = torch.where((place >= begin) & inputs["attention_mask"].bool(), inputs["input_ids"], -100)
