@@ -88,7 +88,7 @@ def saved(folder: Path, f: Any, frame: Any) -> Path:
     return folder
 
 
-def bank(f: Any, delta: str = "lora", slots: int = 2, spread: float = 0.3) -> Bank:
+def bank(f: Any, delta: Any = "lora", slots: int = 2, spread: float = 0.3) -> Bank:
     """Random slots at the upper block of f, moved away from their start."""
     rng = torch.Generator().manual_seed(2)
     made = Bank.make(

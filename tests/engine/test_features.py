@@ -46,7 +46,7 @@ def test_vectors_are_those_of_f(tmp_path, name, tail):
     made = features(tmp_path, name, tail)
     assert len(made.tokens) == len(set(made.backbone.tokens(TEXTS))) and made.vectors.shape == (len(made.tokens), 32 * (1 + tail))
     for unit in range(len(made.tokens)):
-        states, mask = hidden_states(made.backbone, made, unit), torch.ones(1, len(made.tokens[unit].ids))
+        states, mask = hidden_states(made.backbone, made, unit), torch.ones(1, len(made.tokens[unit].ids), dtype=torch.long)
         pad = states[-1].shape[1] - mask.shape[1]
         mask = torch.nn.functional.pad(mask, (0, pad))
         want = [made.backbone.pooled(states[k], mask) for k in ((-1, tail) if tail else (-1,))]
@@ -134,14 +134,18 @@ def test_other_weights_types_and_tails_have_other_files(tmp_path):
     assert torch.equal(features(tmp_path).vectors, features(None or tmp_path / "x").vectors)
 
 
+def tensors() -> list[torch.Tensor]:
+    return [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+
+
 def test_the_middle_is_read_from_disk_and_not_kept(tmp_path):
     made = Features(backbone(), tmp_path, 1)
     made.add(made.backbone.tokens([f"w{i % 30} w{i // 30} " + "the " * 100 for i in range(600)]))
     gc.collect()
-    held = {id(t) for t in gc.get_objects() if isinstance(t, torch.Tensor)}
+    held = {id(t) for t in tensors()}
     made.run()
     gc.collect()
-    grown = sum(t.untyped_storage().nbytes() for t in gc.get_objects() if isinstance(t, torch.Tensor) and id(t) not in held)
+    grown = sum(t.untyped_storage().nbytes() for t in tensors() if id(t) not in held)
     maps = list(made._hidden.values())
     kept = sum(m.nbytes for m in maps)
     assert maps and all(isinstance(m, np.memmap) and m.mode == "r" for m in maps) and kept == 600 * 112 * 32 * 4

@@ -145,8 +145,8 @@ def test_no_rows_are_no_score():
 
 
 def test_majority_by_hand(tmp_path):
-    def of(name: str, labels: list[Any], kind: str, test: list[Any], **more: Any) -> float | None:
-        for split, part in (("train", labels), ("valid", labels), ("test", test)):
+    def of(name: str, train: list[Any], kind: str, test: list[Any], **more: Any) -> float | None:
+        for split, part in (("train", train), ("valid", train), ("test", test)):
             made = [
                 {"text": f"w{i % 9}", "text_b": "the", "tokens": ["the"] * 3, "choices": ["a", "b"], "label": y}
                 for i, y in enumerate(part)

@@ -180,10 +180,10 @@ def more(b: Backbone) -> dict[str, Any]:
 
 
 def crc(path: Path) -> int | None:
-    """Of an array on disk; None where there is none, or only a part of one."""
+    """Of a file; None where there is none, or an empty one."""
     try:
-        return zlib.crc32(np.load(path, mmap_mode="r"))
-    except (OSError, ValueError, EOFError):
+        return zlib.crc32(np.memmap(path, np.uint8, "r"))
+    except (OSError, ValueError):
         return None
 
 
