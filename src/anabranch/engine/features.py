@@ -182,7 +182,7 @@ def more(b: Backbone) -> dict[str, Any]:
 def crc(path: Path) -> int | None:
     """Of a file; None where there is none, or an empty one."""
     try:
-        return zlib.crc32(np.memmap(path, np.uint8, "r"))
+        return zlib.crc32(np.memmap(path, np.uint8, "r").data)
     except (OSError, ValueError):
         return None
 
