@@ -205,7 +205,7 @@ def test_training_lowers_the_loss_and_keeps_the_best(tmp_path):
 def test_what_is_kept_is_enough_to_go_on(tmp_path):
     made, jobs = trainer(tmp_path / "a", "classify", "tag", "retrieve")
     whole = trained(made, jobs, 4)
-    for stop in (1, 4, 7):
+    for stop in (1, 7):
         again, same_jobs = trainer(tmp_path / f"{stop}", "classify", "tag", "retrieve")
         trained(again, same_jobs, 4, stop)
         rest, _ = trainer(tmp_path / f"{stop}", "classify", "tag", "retrieve")

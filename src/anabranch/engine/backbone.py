@@ -85,6 +85,8 @@ class Backbone:
 
         A text that leaves no room for the answer loses its beginning. Without an answer (None) there is the text only.
         """
+        if not texts:
+            return []
         limit, end = min(longest or LONGEST, self.longest), self.tokenizer.eos_token_id
         asked = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         told = self.tokenizer([s or "" for s in said], add_special_tokens=False)["input_ids"]

@@ -47,7 +47,7 @@ def unpack(packed: Mapping[str, Tensor]) -> Tree:
         if key.endswith("|scale"):
             continue
         scale = packed.get(f"{key}|scale")
-        t = t.float() * scale if scale is not None else t.float() if t.is_floating_point() else t
+        t = t.float() * scale[0] if scale is not None else t.float() if t.is_floating_point() else t
         tree.setdefault(site, {})[name] = t
     return tree
 
@@ -107,7 +107,7 @@ def corpus_of(folder: Path, name: str) -> dict[str, str]:
     data = path.read_bytes()
     if digest(data) != path.stem:
         raise WorkError(f"{path} is damaged: its content does not fit its name")
-    rows = [json.loads(line) for line in data.decode().splitlines()]
+    rows = [json.loads(line) for line in data.decode().split("\n") if line]  # splitlines would cut at U+2028 too
     return {row["id"]: row["text"] for row in rows}
 
 
@@ -148,7 +148,7 @@ def open_bundle(path: Path) -> tuple[Path, dict[str, Any]]:
     if not folders:
         if (path / "plan.json").is_file():
             raise InputError(f"{path} is a run that is not finished: go on with anabranch fit PLAN --out {path} --resume")
-        near = [p.parent.name for p in path.parent.glob("*/bundle/bundle.json")] if path.parent.is_dir() else []
+        near = [p.parent.parent.name for p in path.parent.glob("*/bundle/bundle.json")] if path.parent.is_dir() else []
         raise InputError(f"{path} is not a run or a bundle: no bundle.json in it{nearest(path.name, near)}")
     bundle = read_json(folders[0] / "bundle.json")
     if not isinstance(bundle, dict) or not isinstance(bundle.get("format"), int):

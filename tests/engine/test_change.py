@@ -1,0 +1,304 @@
+"""Changing a bundle: what was there keeps its bits and its answers, whatever goes wrong on the way."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine import _tiny as tiny
+
+from anabranch.engine import cache, change, store
+from anabranch.engine.cache import read_json
+from anabranch.engine.model import load
+from anabranch.errors import InputError, WorkError
+
+ROWS = {kind: tiny.rows(kind, 6, seed=9) for kind in tiny.KINDS}
+SIZES = {"train": 40, "valid": 12, "test": 12}
+
+
+@contextmanager
+def rung(nth: int) -> Iterator[None]:
+    """Inside, the nth rung is chosen, good or not: 0 probe, 1 shared where there is one, -1 delta."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("anabranch.engine.result.choose", lambda job, rungs, seed: rungs[nth])
+        yield
+
+
+def made(out: Path, names: list[str], nth: int = -1, backbone: str = "bert", **more: Any) -> Path:
+    with rung(nth):
+        tiny.fit(tiny.plan(tiny.home() / backbone, tiny.home() / "data", names, **more), out, steps=4)
+    return out
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A run of four tasks that all have own slots."""
+    return made(tmp_path_factory.mktemp("change") / "run", ["classify", "pair", "retrieve", "regress"])
+
+
+@pytest.fixture
+def run(source, tmp_path):
+    return Path(shutil.copytree(source, tmp_path / "run"))
+
+
+def new(place: Path, *kinds: str, draw: int = 3, **more: Any) -> dict[str, Any]:
+    """A plan of new tasks ``new <kind>``."""
+    names = {kind: tiny.folder(place / "new" / f"{draw}-{kind}", kind, SIZES, draw) for kind in kinds}
+    return {"tasks": {f"new {kind}": {"data": str(folder)} for kind, folder in names.items()}} | more
+
+
+def add(out: Path, plan: dict[str, Any], nth: int = -1, **more: Any) -> dict[str, Any]:
+    with rung(nth), tiny.quick(4):
+        return change.add(out, plan, **more)
+
+
+def answers(out: Path, names: Any = None) -> dict[str, Any]:
+    model = load(out)
+    return {n: model.predict(n, ROWS[model.tasks[n]["kind"]]) for n in names or model.tasks}
+
+
+def scores(out: Path, data: Path) -> dict[str, float]:
+    return {n: t["score"] for n, t in load(out).evaluate(data).items()}
+
+
+# ---- add
+
+
+def test_added_tasks_answer_and_the_old_keep_their_bits(run, tmp_path):
+    old, before, told = tiny.files(run / "bundle"), answers(run), read_json(run / "results.json")
+    results = add(run, new(tmp_path, "tag", "retrieve", "multilabel"))
+    now = tiny.files(run / "bundle")
+    assert {n: b for n, b in now.items() if n in old and n != "bundle.json"} == {n: b for n, b in old.items() if n != "bundle.json"}
+    assert answers(run, before) == before
+    tasks, bundle = results["tasks"], store.open_bundle(run)[1]
+    assert list(tasks) == ["classify", "pair", "retrieve", "regress", "new tag", "new retrieve", "new multilabel"] == list(bundle["tasks"])
+    assert {n: t for n, t in tasks.items() if n in told["tasks"]} == told["tasks"] and results == read_json(run / "results.json")
+    for kind in ("tag", "retrieve", "multilabel"):
+        (tmp_path / "again").mkdir(exist_ok=True)
+        shutil.copytree(tmp_path / "new" / f"3-{kind}", tmp_path / "again" / f"new {kind}")
+    assert scores(run, tmp_path / "again") == {n: t["test"] for n, t in tasks.items() if n.startswith("new")}
+
+
+@pytest.mark.parametrize("nth", [0, 1])
+def test_added_tasks_that_share_or_need_nothing(run, tmp_path, nth):
+    """A slot that new tasks share becomes the own one of each, so that the old shared slot is not touched."""
+    shared = made(tmp_path / "shared", ["classify", "pair"], 1)
+    bundle = store.open_bundle(shared)[1]
+    assert bundle["shared"]["tasks"] == ["classify", "pair"]
+    for out in (run, shared):
+        before = answers(out)
+        results = add(out, new(tmp_path, "tag", "choice"), nth)
+        assert answers(out, before) == before
+        for kind in ("tag", "choice"):
+            shutil.copytree(tmp_path / "new" / f"3-{kind}", tmp_path / out.name / "data" / f"new {kind}")
+        assert scores(out, tmp_path / out.name / "data") == {f"new {k}": results["tasks"][f"new {k}"]["test"] for k in ("tag", "choice")}
+    assert store.open_bundle(shared)[1]["shared"] == bundle["shared"]
+
+
+def test_tasks_with_slots_join_a_bundle_that_has_none(tmp_path):
+    out = made(tmp_path / "run", ["classify", "pair"], 0, delta="mask")
+    before = answers(out)
+    add(out, new(tmp_path, "tag"))
+    assert answers(out, before) == before and load(out).task("new tag").slot == 1
+    add(out, new(tmp_path, "choice"), 0)
+    add(out, new(tmp_path, "regress"))
+    assert len(answers(out)) == 5
+
+
+def test_adding_twice(run, tmp_path):
+    add(run, new(tmp_path, "tag"))
+    before = tiny.files(run)
+    with pytest.raises(InputError, match="the bundle has a task 'new tag' already: give the new one another name, or remove"):
+        add(run, new(tmp_path, "choice", "tag"))
+    with pytest.raises(InputError, match="the bundle has a task 'pair' already"):
+        add(run, {"tasks": {"pair": {"data": str(tiny.home() / "data" / "pair")}}})
+    assert tiny.files(run) == before
+    change.remove(run, "new tag")
+    add(run, new(tmp_path, "tag", draw=4))  # other data under the old name
+    assert len(answers(run)["new tag"]) == 6
+
+
+@pytest.mark.parametrize("more", [{"delta": "adapter"}, {"backbone": "minilm"}, {"seed": 7}])
+def test_a_plan_that_asks_for_another_bundle_is_refused(run, tmp_path, more):
+    key = next(iter(more))
+    with pytest.raises(InputError, match=f"a bundle has one {key}, here .*: leave {key} out of the plan"):
+        add(run, new(tmp_path, "tag", **more))
+    assert not list((run / "work").glob("add-*"))
+    add(run, new(tmp_path, "tag") | {"delta": {"lora": {"rank": 2}}, "backbone": str(tiny.home() / "bert")}, 0)
+
+
+@pytest.mark.parametrize("wrong", ["rows", "no file", "no tasks"])
+def test_a_plan_that_fails_changes_nothing(run, tmp_path, wrong):
+    plan = new(tmp_path, "tag")
+    if wrong == "rows":
+        (tmp_path / "new" / "3-tag" / "test.jsonl").write_text('{"tokens": ["a"], "label": ["O", "O"]}\n')
+    if wrong == "no file":
+        plan["tasks"]["new tag"]["data"] = str(tmp_path / "gone")
+    if wrong == "no tasks":
+        plan["tasks"] = {}
+    before = tiny.files(run / "bundle") | {"results": (run / "results.json").read_bytes()}
+    with pytest.raises(InputError):
+        add(run, plan)
+    assert tiny.files(run / "bundle") | {"results": (run / "results.json").read_bytes()} == before
+
+
+def test_an_interrupted_add_goes_on_where_it_was(run, source, tmp_path):
+    plan, before = new(tmp_path, "tag", "retrieve"), tiny.files(run / "bundle")
+    whole = Path(shutil.copytree(source, tmp_path / "whole"))
+    add(whole, plan)
+    for stage in ("features", "probe", "delta"):
+
+        def told(now: str, *said: Any, stage: str = stage) -> None:
+            if now == stage:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            add(run, plan, told=told)
+        assert tiny.files(run / "bundle") == before
+    results = add(run, plan)
+    assert tiny.files(run / "bundle") == tiny.files(whole / "bundle")
+    assert tiny.timeless(results) == tiny.timeless(read_json(whole / "results.json"))
+
+
+@pytest.mark.parametrize("file", [r"run/bundle/\w+.safetensors", "run/bundle/bundle.json"])
+def test_a_full_disk_leaves_the_old_bundle(run, tmp_path, monkeypatch, file):
+    plan, before, whole = new(tmp_path, "retrieve"), answers(run), tiny.files(run / "bundle")
+    real = cache.os.replace
+
+    def replace(old: Any, path: Any) -> None:
+        if re.search(file + "$", str(path)):
+            raise OSError(28, "No space left on device")
+        real(old, path)
+
+    monkeypatch.setattr(cache.os, "replace", replace)
+    with pytest.raises(WorkError, match="cannot be written: No space left on device"):
+        add(run, plan)
+    monkeypatch.undo()
+    now = tiny.files(run / "bundle")
+    assert {n: now[n] for n in whole} == whole and not any(n.endswith(".part") for n in now) and answers(run) == before
+    add(run, plan)
+    assert answers(run, before) == before and answers(run)["new retrieve"]
+
+
+def test_a_bundle_of_a_smaller_rank_takes_tasks_of_that_rank(tmp_path):
+    """The rank of the plan was halved to fit a budget: what is added has the bundle's rank, not the plan's."""
+    names, delta = ["classify", "pair"], {"lora": {"rank": 4}}
+    out = made(tmp_path / "run", names, delta=delta, budget={"kilobytes_per_task": 3.0}, stages=["features", "probe", "delta"])
+    assert any(note.startswith("rank ") for note in read_json(out / "results.json")["notes"])
+    before = answers(out)
+    add(out, new(tmp_path, "tag"))
+    assert answers(out, before) == before and len(answers(out)["new tag"]) == 6
+    with pytest.raises(InputError, match="slots of one bundle are of one size: leave kilobytes_per_task out of the plan"):
+        add(out, new(tmp_path, "choice", budget={"kilobytes_per_task": 0.01}))
+    assert answers(out, before) == before
+
+
+def test_a_task_that_speaks_joins_tasks_that_do_not(tmp_path):
+    out = made(tmp_path / "run", ["classify", "tag"], -1, "gpt2")
+    before = answers(out)
+    add(out, new(tmp_path, "generate"))
+    assert answers(out, before) == before and all(isinstance(a["prediction"], str) for a in answers(out)["new generate"])
+
+
+# ---- remove
+
+
+def test_what_is_removed_is_gone_and_the_rest_as_it_was(run):
+    before, files = answers(run), tiny.files(run / "bundle")
+    record = store.open_bundle(run)[1]["tasks"]["retrieve"]
+    results = change.remove(run, "retrieve")
+    gone = set(files) - set(tiny.files(run / "bundle"))
+    assert gone == {record["file"], record["corpus"]} and list(results["tasks"]) == ["classify", "pair", "regress"]
+    assert answers(run) == {n: a for n, a in before.items() if n != "retrieve"}
+    for name, said in (("retrieve", "no task 'retrieve'"), ("clasify", "did you mean classify")):
+        with pytest.raises(InputError, match=said):
+            change.remove(run, name)
+    change.remove(run, "pair")
+    change.remove(run, "regress")
+    with pytest.raises(InputError, match="classify is the only task"):
+        change.remove(run, "classify")
+    assert list(load(run).tasks) == ["classify"]
+
+
+def test_a_shared_slot_stays_while_somebody_uses_it(tmp_path):
+    out = made(tmp_path / "run", ["classify", "pair", "tag"], 1)
+    slot, before = store.open_bundle(out)[1]["shared"]["file"], answers(out)
+    change.remove(out, "pair")
+    assert store.open_bundle(out)[1]["shared"] == {"file": slot, "tasks": ["classify", "tag"]}
+    assert answers(out) == {n: before[n] for n in ("classify", "tag")}
+    change.remove(out, "tag")
+    assert answers(out) == {"classify": before["classify"]} and (out / "bundle" / slot).exists()
+
+
+# ---- merge
+
+
+@pytest.mark.parametrize("method", ["mean", "ties", {"task_arithmetic": {"scale": 0.3}}])
+def test_a_merge_is_measured_and_loads(run, method):
+    before = tiny.files(run / "bundle")
+    found = change.merge(run, method)
+    results = read_json(run / "results.json")["tasks"]
+    data = tiny.home() / "data"
+    assert {n: t["single"] for n, t in found["tasks"].items()} == {n: t["test"] for n, t in results.items()}
+    assert {n: t["merged"] for n, t in found["tasks"].items()} == scores(run / "merged", data)
+    for k in ("single", "merged"):
+        assert found[f"mean_{k}"] == pytest.approx(sum(t[k] for t in found["tasks"].values()) / 4)
+    assert tiny.files(run / "bundle") == before and {load(run / "merged").task(n).slot for n in results} == {1}
+    assert read_json(run / "merged" / "results.json") == found and Path(found["bundle"]) == run / "merged"
+
+
+def test_the_mean_of_equal_slots_answers_as_each(run):
+    """bf16 of a dense dW is not bf16 of its factors, so nearly."""
+    folder, bundle = store.open_bundle(run)
+    packed, *_ = store.parts_of(folder, bundle["tasks"]["classify"]["file"])
+    _, head, post = store.parts_of(folder, bundle["tasks"]["regress"]["file"])
+    bundle["tasks"]["regress"] = store.save_task(folder, bundle["tasks"]["regress"], packed, head, post)
+    store.save(folder, bundle)
+    before = answers(run, ["classify", "regress"])
+    change.merge(run, "mean", tasks=["classify", "regress"])
+    after = answers(run / "merged")
+    for a, b in zip(before["classify"], after["classify"], strict=True):
+        assert a["scores"] == pytest.approx(b["scores"], abs=0.02)
+    for a, b in zip(before["regress"], after["regress"], strict=True):
+        assert a["prediction"] == pytest.approx(b["prediction"], abs=1)
+
+
+def test_added_tasks_are_merged_and_measured_too(run, tmp_path):
+    results = add(run, new(tmp_path, "tag"))
+    found = change.merge(run, "mean", tasks=["classify", "new tag"], name="two")
+    assert found["tasks"]["new tag"]["single"] == results["tasks"]["new tag"]["test"]
+    assert isinstance(found["tasks"]["new tag"]["merged"], float) and len(answers(run / "two")) == 2
+
+
+def test_what_cannot_be_merged(run, tmp_path):
+    for tasks, said in ((["classify"], "at least two tasks"), (["classify", "nope"], "no task 'nope'")):
+        with pytest.raises(InputError, match=said):
+            change.merge(run, "mean", tasks=tasks)
+    with pytest.raises(InputError, match="no merge 'meen'; did you mean mean"):
+        change.merge(run, "meen")
+    add(run, new(tmp_path, "choice"), 0)
+    with pytest.raises(InputError, match="new choice answers from the probe and has no delta to merge"):
+        change.merge(run, "mean", tasks=["classify", "new choice"])
+    prompts = made(tmp_path / "prompts", ["classify", "pair"], delta={"prompt": {"tokens": 2}}, stages=["features", "probe", "delta"])
+    with pytest.raises(InputError, match="changes activations, not weights"):
+        change.merge(prompts, "mean")
+    several = made(tmp_path / "two", ["classify", "pair"], delta=["lora", "ia3"], stages=["features", "probe", "delta"])
+    with pytest.raises(InputError, match="one kind of delta"):
+        change.merge(several, "mean")
+    for out in (run, prompts, several):
+        assert not (out / "merged").exists()
+
+
+def test_changes_of_what_is_damaged_or_no_bundle(run, tmp_path):
+    file = store.open_bundle(run)[1]["tasks"]["classify"]["file"]
+    (run / "bundle" / file).write_bytes(b"")
+    for call in (lambda: change.merge(run, "mean"), lambda: change.export(run, "classify", tmp_path / "x")):
+        with pytest.raises(WorkError, match=f"{file} is damaged"):
+            call()
+    for call in (lambda: change.remove(tmp_path, "a"), lambda: add(tmp_path, new(tmp_path, "tag")), lambda: change.merge(tmp_path, "mean")):
+        with pytest.raises(InputError, match="is not a run or a bundle"):
+            call()
+    assert not (tmp_path / "x").exists()
