@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "load": "anabranch.engine.model", "fit": "anabranch.engine.fit", "Model": "anabranch.engine.model",
+    "Library": "anabranch.engine.library",
     "Adapted": "anabranch.core.adapt", "Bank": "anabranch.core.bank",
     "find": "anabranch.core.names", "every": "anabranch.core.names", "card": "anabranch.core.names",
     "InputError": "anabranch.errors", "WorkError": "anabranch.errors",

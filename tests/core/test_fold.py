@@ -7,9 +7,10 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from anabranch.core.adapt import Adapted
-from anabranch.core.fold import changes, difference, factor, fold, merge
+from anabranch.core.fold import changes, fold
 from anabranch.core.names import find as method
 from anabranch.core.route import Route
+from anabranch.engine.algebra import difference, factor, merge
 from anabranch.errors import InputError
 
 mean = method("merge.mean")

@@ -254,7 +254,7 @@ def test_the_mean_of_equal_slots_answers_as_each(run):
     """bf16 of a dense dW is not bf16 of its factors, so nearly."""
     folder, bundle = store.open_bundle(run)
     packed, *_ = store.parts_of(folder, bundle["tasks"]["classify"]["file"])
-    _, head, post = store.parts_of(folder, bundle["tasks"]["regress"]["file"])
+    _, head, post, _ = store.parts_of(folder, bundle["tasks"]["regress"]["file"])
     bundle["tasks"]["regress"] = store.save_task(folder, bundle["tasks"]["regress"], packed, head, post)
     store.save(folder, bundle)
     before = answers(run, ["classify", "regress"])

@@ -99,7 +99,7 @@ def test_the_balancer_decides_the_direction(tmp_path):
         return grads[0], (state or 0) + 1
 
     theta, _ = share(made, jobs, 1, only_first, "first")
-    n = sum(len(t) for t in theta.values())
+    n = sum(t.numel() for t in theta.values())
     assert seen[0] == (None, (2, n), ["classify", "pair"], (2,)) and [s[0] for s in seen] == [None, 1]
     still, _ = share(made, jobs, 1, lambda state, point: (None, state), "none")
     assert all(torch.equal(still[n], t) for n, t in start(made).items())

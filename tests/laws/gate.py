@@ -7,9 +7,9 @@ import torch
 from torch import Generator, Tensor
 
 from anabranch.core.adapt import Adapted
-from anabranch.core.bank import Bank
-from anabranch.core.delta import At
-from anabranch.core.gate import Gate
+from anabranch.core.bank import Bank, Tree
+from anabranch.core.delta import At, Params
+from anabranch.core.gate import Gate, keep
 from anabranch.core.names import every, make
 from anabranch.core.route import Route
 from anabranch.core.site import find
@@ -29,10 +29,20 @@ def body() -> torch.nn.Module:
 def bank_of(gate: Gate, slots: int, routes: int) -> Bank:
     f = body()
     bank = Bank.make(make("delta", {"lora": {"rank": 2, "alpha": 2.0}}), gate, find(f, ["0", "2"]), rng(), routes=routes)
-    bank.add([bank.fresh(rng(i)) for i in range(slots)])
-    bank.tables["own"].data[1:] += 0.3 * torch.randn(bank.tables["own"].data[1:].shape, generator=rng(9))
+    bank.add([slot(bank, rng(i)) for i in range(slots)])
     bank.add_gate(bank.gates(rng()))
     return bank
+
+
+def slot(bank: Bank, rng: Generator) -> Tree:
+    """A slot that changes something, with the keys that its gate reads from it; learned keys are moved from their start."""
+    tree = bank.fresh(rng)
+    for site in bank.sites:
+        p = {n: t + 0.3 * torch.randn(t.shape, generator=rng) for n, t in tree[site.key].items() if n[:4] != "key."}
+        keys = bank.gate.key(site, p, rng)
+        keys = {n: t + 0.3 * torch.randn(t.shape, generator=rng) if bank.gate.trained else t for n, t in keys.items()}
+        tree[site.key] = p | {f"key.{n}": t for n, t in keys.items()}
+    return tree
 
 
 def answer(bank: Bank, ids: list[int], x: Tensor) -> Tensor:
@@ -73,27 +83,68 @@ def test_a_plain_gate_weighs_one(name: str) -> None:
         assert w.tolist() == [1.0, 0.0, 1.0]
 
 
-@pytest.mark.parametrize("name", every("gate"))
-def test_one_hot_is_hard_routing(name: str) -> None:
-    """One candidate, weight 1: the row answers as under the plain task id."""
-    bank, plain = bank_of(make("gate", name), 3, 1), bank_of(make("gate", "by_task"), 3, 1)
+def one_hot(name: str, at: int) -> Gate:
+    """The gate, but for its weights: 1 at one candidate for every token and block, 0 elsewhere."""
+    kind = type(make("gate", name))
+
+    def weigh(self: Gate, own: Params, keys: Params, row: At, on: Tensor) -> Tensor:
+        w = kind.weigh(self, own, keys, row, on)
+        return torch.nn.functional.one_hot(torch.tensor(at), w.shape[-1]).to(w).expand_as(w)
+
+    return type("OneHot", (kind,), {"weigh": weigh, "plain": False})()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", [n for n in every("gate") if type(make("gate", n)).combine is Gate.combine])
+@pytest.mark.parametrize("at", [0, 2])
+def test_one_hot_is_hard_routing(name: str, at: int) -> None:
+    """Weights that are 1 at one candidate: the row answers as under the plain task id. (Sums that are not plain are not asked.)"""
+    bank, plain = bank_of(one_hot(name, at), 3, 3), bank_of(make("gate", "by_task"), 3, 1)
     plain.tables["own"].data = bank.tables["own"].data.clone()
     x = torch.randn(3, L, D, generator=rng(5))
-    torch.testing.assert_close(answer(bank, [2], x), answer(plain, [2], x))
+    torch.testing.assert_close(answer(bank, [1, 2, 3], x), answer(plain, [at + 1], x))
+
+
+@pytest.mark.parametrize("name", every("gate"))
+def test_a_row_keeps_top_slots_and_shares_of_at_most_one(name: str) -> None:
+    """By row, by token or by block: no more than ``top`` weights count, and where weights are shares they are not negative."""
+    gate = make("gate", name)
+    w = weigh(bank_of(gate, 4, 4), [1, 2, 3, 4], [True, True, False, True])
+    w = torch.where(torch.tensor([True, True, False, True]), w, 0.0)
+    kept = torch.where(keep(w, gate.top), w, 0.0)
+    assert w.shape[-1] == 4 and (kept != 0).sum(-1).max() <= (gate.top or 3) and (kept != 0).any()
+    if not gate.plain and type(gate).combine is Gate.combine:
+        assert (kept >= 0).all() and (kept.sum(-1) <= 1 + 1e-6).all()
+
+
+LIBRARY = [n for n in every("gate") if make("gate", n).library]
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_a_library_is_routed_with_nothing_but_its_keys(name: str) -> None:
+    """Slots that were trained alone are not touched, and where a task has no numbers of its own a row needs no task."""
+    gate = make("gate", name)
+    bank, x = bank_of(gate, 3, 3), torch.randn(2, L, D, generator=rng(5))
+    own = bank.tables["own"].data.clone()
+    whole = answer(bank, [1, 2, 3], x)
+    if not bank.tables["gate"].n:
+        with torch.no_grad():
+            assert torch.equal(Adapted(body(), [bank])({"input": x}, Route.to([[1, 2, 3]] * 2)), whole)
+    assert torch.equal(bank.tables["own"].data, own) and not torch.equal(whole, body()(x).detach())
 
 
 @pytest.mark.parametrize("name", every("gate"))
 def test_a_new_slot_leaves_keys_and_answers_of_the_others(name: str) -> None:
     bank, x = bank_of(make("gate", name), 3, 3), torch.randn(3, L, D, generator=rng(6))
     keys, before = bank.tables["keys"].data.clone(), answer(bank, [1, 2, 3], x)
-    bank.add([bank.fresh(rng(77))])
+    bank.add([slot(bank, rng(77))])
     assert torch.equal(bank.tables["keys"].data[:4], keys) and torch.equal(answer(bank, [1, 2, 3], x), before)
 
 
 @pytest.mark.parametrize("name", every("gate"))
 def test_a_mixed_batch_equals_row_by_row_and_padding_is_unseen(name: str) -> None:
     bank, x = bank_of(make("gate", name), 4, 3), torch.randn(4, L, D, generator=rng(7))
-    bank.add_gate({s: {n: t + 0.5 * torch.arange(len(t)) for n, t in p.items()} for s, p in bank.gates(rng()).items()})
+    spread = {n: torch.randn(bank.gates(rng())[s][n].shape, generator=rng(1)) for s, p in bank.gates(rng()).items() for n in p}
+    bank.add_gate({s: {n: t + spread[n] for n, t in p.items()} for s, p in bank.gates(rng()).items()})
     ids, who = torch.tensor([[1, 2, 3], [4, 0, 2], [0, 0, 0], [3, 1, 0]]), torch.tensor([1, 2, 1, 2])
     adapted = Adapted(body(), [bank])
     mixed = adapted({"input": x}, Route.to(ids, who=who))
@@ -107,7 +158,7 @@ def test_a_mixed_batch_equals_row_by_row_and_padding_is_unseen(name: str) -> Non
     keys = {n[4:]: torch.stack([bank.take(i)[site][n] for i in (1, 2, 3)]) for n in bank.take(1)[site] if n[:4] == "key."}
     mine = bank.tables["gate"].get(2).get(site, {})
     short = bank.gate.weigh(mine, keys, At(x[0], x[0], torch.ones(L, dtype=torch.bool)), on)
-    torch.testing.assert_close(bank.gate.weigh(mine, keys, longer, on)[..., : short.shape[-1]], short)
+    torch.testing.assert_close(bank.gate.weigh(mine, keys, longer, on)[: len(short)], short)
 
 
 @pytest.mark.parametrize("name", every("gate"))

@@ -1,7 +1,8 @@
 """``Adapted``: f + banks + gates. The only file that knows HOW a delta reaches f.
 
-Doors: *site* (a hook adds ``mix`` to a module's output) and *sequence* (prompts lengthen the input, are replaced per
-block, and are cut from the output). f itself is never edited: hooks sit on a clone that shares its tensors.
+Doors: *site* (a hook adds ``mix`` to a module's output), *sequence* (prompts lengthen the input, are replaced per block,
+and are cut from the output) and *attention* (keys and values in front of a module's own). f itself is never edited: hooks sit
+on a clone that shares its tensors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anabranch.core.attention import listen
 from anabranch.core.bank import Bank
 from anabranch.core.delta import At, mix
 from anabranch.core.route import Opened, Route
@@ -70,6 +72,8 @@ class Adapted(nn.Module):
                     self.f.get_submodule(site.read).register_forward_pre_hook(read)
         for name, entries in here.items():
             self.f.get_submodule(name).register_forward_hook(partial(self._write, name, entries))
+        for i, site in [(i, s) for i, bank in enumerate(self.banks) if bank.delta.door == "attention" for s in bank.sites]:
+            listen(self.f.get_submodule(site.name), partial(self._front_of, i, site))
         prompts = [i for i, bank in enumerate(self.banks) if bank.delta.door == "sequence"]
         self._embedded = [i for i in prompts if self.banks[i].sites[0].role == "embedding"]
         deep = {(i, s.depth): s for i in prompts if i not in self._embedded for s in self.banks[i].sites}
@@ -195,6 +199,12 @@ class Adapted(nn.Module):
             self.seen[site.key] = at
         dy = self._spread(i, site, at).to(y.dtype)
         return dy[:, 0] if flat else dy
+
+    def _front_of(self, i: int, site: Site, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.routes[i] is None:
+            return None
+        found, on = self._tokens(i, site, x, self._rows_mask(x))
+        return found.unflatten(1, (2, -1)), on
 
     def _tokens(self, i: int, site: Site, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         route = self.routes[i]

@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-from anabranch.core.delta import Delta, Params
+from anabranch.core.delta import Delta, Params, Tree
 from anabranch.core.gate import Gate
 from anabranch.core.site import Site
 from anabranch.errors import InputError
-
-Tree = dict[str, Params]  # site key -> name -> tensor
 
 
 class Table:

@@ -15,6 +15,7 @@ from anabranch.core.gate import Gate, keep
 from anabranch.core.site import Site
 
 Params = dict[str, Tensor]
+Tree = dict[str, Params]  # site key -> name -> tensor
 
 
 class At(NamedTuple):
@@ -34,7 +35,8 @@ class Delta(ABC):
     door: ClassVar[Literal["site", "sequence", "attention"]] = "site"
     at: ClassVar[str | Sequence[str]] = ("attention.query", "attention.value")  # where it sits unless told otherwise
     fixed: ClassVar[frozenset[str]] = frozenset()  # own tensors that are stored but never trained
-    needs: ClassVar[frozenset[str]] = frozenset()  # statistics of x that init reads: {"mean", "cov"}
+    needs: ClassVar[frozenset[str]] = frozenset()  # what init reads of its site: {"mean", "cov", "W"}
+    anchor: ClassVar[bool] = False  # whether refine also gets the gradient of the divergence from f's own answers
     neutral: ClassVar[bool] = True  # whether a fresh slot leaves f's answers as they are
     lr: ClassVar[float] = 2e-3  # a learning rate (Adam) at which it trains well
 
@@ -47,7 +49,7 @@ class Delta(ABC):
         return {}
 
     def apply(self, p: Params, at: At) -> Tensor:
-        """p = own | shared -> dy [l, d_out] (door site), tokens [m, d] (sequence)."""
+        """p = own | shared -> dy [l, d_out] (door site), tokens [m, d] (sequence), keys and values [2, m, d_out] (attention)."""
         dW, db = self.weight(p, at.W, at.b)
         if dW is None:
             return at.y * 0 if db is None else db.expand_as(at.y)
@@ -67,9 +69,17 @@ class Delta(ABC):
         """Mixes parameters, not outputs: own tensors [k, ...], w [k]."""
         return {n: torch.einsum("k,k...->...", w.to(t.dtype), t) for n, t in own.items()}
 
-    def refine(self, p: Params, grad: Params, done: float) -> tuple[Params, Params]:
-        """Called after each backward on [u, ...] tensors of the slots of the step; ``done`` in (0, 1]."""
-        return p, grad
+    def penalty(self, p: Params, at: At, who: Tensor) -> Tensor:
+        """Added to the loss, per site: at of all rows of a pass (x [b, l, d_in]), who [b] the number of each row's task."""
+        return at.x.new_zeros(())
+
+    def refine(self, own: Tree, grad: Tree, done: float, anchor: Tree | None = None) -> tuple[Tree, Tree]:
+        """Called after each backward on one slot, {site key: {name: tensor}}; ``done`` in (0, 1]: the share of the steps.
+
+        May change numbers and gradients; a zero gradient then means: this number stays. ``anchor``: the gradient of the
+        divergence from f's own answers, where the class asks for it.
+        """
+        return own, grad
 
     def freeze(self, p: Params) -> Params:
         """What is stored and served: scores -> bits, dense -> sparse."""
@@ -91,7 +101,7 @@ def mix(delta: Delta, gate: Gate, own: Params, shared: Params, keys: Params, min
         on_k, w_k = (None if t is None else next(rest) for t in (on, w))
         first = next(iter(own.values()))
         if gate.plain and w_k is None and len(first) == 1:
-            out = delta.apply({n: t[0] for n, t in own.items()} | shared, row)
+            out = delta.apply({n: t[0] for n, t in own.items()} | shared, row).flatten(0, -2)
             return out if on_k is None else torch.where(on_k, out, 0.0)
         on_k = first.new_ones(len(first), dtype=torch.bool) if on_k is None else on_k
         weight = torch.where(on_k, gate.weigh(mine, keys, row, on_k), 0.0)
@@ -100,8 +110,8 @@ def mix(delta: Delta, gate: Gate, own: Params, shared: Params, keys: Params, min
         weight = torch.where(on_k, weight, 0.0)
         if gate.on == "params":
             blended = delta.blend({n: torch.where(_like(on_k, t), t, 0) for n, t in own.items()}, weight)
-            return torch.where(on_k.any(), delta.apply(blended | shared, row), 0.0)
-        out = vmap(lambda p: delta.apply(p | shared, row))(own)
+            return torch.where(on_k.any(), delta.apply(blended | shared, row).flatten(0, -2), 0.0)
+        out = vmap(lambda p: delta.apply(p | shared, row).flatten(0, -2))(own)
         return gate.combine(weight, torch.where(on_k.mT[..., None] if on_k.ndim == 2 else _like(on_k, out), out, 0.0))
 
     rows = (at.x, at.y, at.mask, *(t for t in (on, w) if t is not None))

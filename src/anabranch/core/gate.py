@@ -17,6 +17,7 @@ class Gate(ABC):
 
     on: ClassVar[Literal["outputs", "params"]] = "outputs"  # "params": blend the slots' parameters before applying
     trained: ClassVar[bool] = True  # whether its own tensors and keys learn with the deltas
+    library: ClassVar[bool] = False  # whether its candidates are slots that were trained alone, which stay as they are
     needs: ClassVar[frozenset[str]] = frozenset()  # statistics of x that key reads: {"mean", "cov"}
     plain: ClassVar[bool] = False  # weights are 1 for every candidate, so that weigh need not be called
     top: int | None = None  # how many slots a row keeps, or all
@@ -28,6 +29,10 @@ class Gate(ABC):
     def key(self, site: "Site", p: "Params", rng: Generator, seen: Mapping[str, Tensor] | None = None) -> "Params":
         """One slot's key at one site: read from its parameters p, or learned from this start."""
         return {}
+
+    def learner(self) -> "Gate":
+        """The gate under which a slot's key is learned, with that slot as the only candidate."""
+        return self
 
     @abstractmethod
     def weigh(self, own: "Params", keys: "Params", at: "At", on: Tensor) -> Tensor:

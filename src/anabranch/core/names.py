@@ -25,9 +25,10 @@ class Family(types.ModuleType):
     """A family's package: attributes are its methods, loaded on first use; a submodule shows as the method it holds."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in every(self.__name__.rpartition(".")[2]):
-            raise AttributeError(f"{self.__name__} has no {name!r}{nearest(name, dir(self))}")
-        return method_of(importlib.import_module(f"{self.__name__}.{name}"))
+        try:
+            return find(f"{self.__name__.rpartition('.')[2]}.{name}")
+        except InputError as error:
+            raise AttributeError(str(error)) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, types.ModuleType) and value.__name__ == f"{self.__name__}.{name}" and name[0] != "_":
@@ -55,9 +56,13 @@ def find(path: str) -> Any:
     """The method at ``"family.name"``; ``-`` and ``_`` are the same. Raises InputError with the nearest names."""
     family_name, _, name = path.partition(".")
     name = name.replace("-", "_")
-    if name not in every(family_name):
-        raise InputError(f"no {family_name} {name!r}{nearest(name, every(family_name))}")
-    return method_of(importlib.import_module(f"anabranch.{family_name}.{name}"))
+    if name in every(family_name):
+        return method_of(importlib.import_module(f"anabranch.{family_name}.{name}"))
+    beyond = vars(importlib.import_module(f"anabranch.{family_name}")).get("beyond", dict)
+    more = {} if name.startswith("_") else beyond()  # another library's methods: name -> what loads it
+    if name in more:
+        return more[name]()
+    raise InputError(f"no {family_name} {name!r}{nearest(name, [*every(family_name), *more])}")
 
 
 def method_of(module: types.ModuleType) -> Any:
@@ -79,10 +84,10 @@ def make(family_name: str, spec: Any, **fixed: Any) -> Any:
     name, settings = (spec, None) if isinstance(spec, str) else next(iter(spec.items()))
     method, label = find(f"{family_name}.{name}"), f"{family_name} {name}"
     settings = check(method, {} if settings is None else settings, label) | fixed
+    missing = sorted(settings_of(method).keys() - defaults(method).keys() - settings.keys())
+    if missing:
+        raise InputError(f"{label} needs {', '.join(missing)}: {{{name}: {{{missing[0]}: ...}}}}")
     if inspect.isclass(method):
-        missing = sorted(settings_of(method).keys() - defaults(method).keys() - settings.keys())
-        if missing:
-            raise InputError(f"{label} needs {', '.join(missing)}: {{{name}: {{{missing[0]}: ...}}}}")
         return method(**settings)
     bound = {**defaults(method), **settings}
     configured = lambda *args, **more: method(*args, **bound, **more)  # noqa: E731

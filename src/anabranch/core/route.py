@@ -45,6 +45,12 @@ class Route:
         slots = [slot for row in rows for slot in row[:k]] or [0]
         return cls(ids, w, who, tuple(runs), (min(slots), max(slots)))
 
+    def repeat(self, rows: int) -> "Route":
+        """The route of one row, for ``rows`` rows."""
+        ids, w, who = (None if t is None else t[:1].expand(rows, *t.shape[1:]) for t in (self.ids, self.w, self.who))
+        assert ids is not None
+        return Route.to(ids, w, who)
+
     def stretches(self, matrix: bool) -> list[Stretch]:
         """Long runs on their own, the short ones between them together; ``matrix``: every run on its own."""
         if torch.compiler.is_compiling() or not self.runs:

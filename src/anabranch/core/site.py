@@ -29,6 +29,7 @@ ROLES = {
     "norm": r"[^.]*([lL]ayer_?[nN]orm|norm|ln_)[^.]*",
     "embedding": r"embeddings|embed_tokens|wte",
 }
+WHOLE = ("block", "attention", "output")  # roles of whole modules: one block, what attends in it, all of f
 PARTS = {"attention.query": 0, "attention.key": 1, "attention.value": 2}  # the order inside a fused c_attn
 
 
@@ -115,13 +116,13 @@ def find(f: nn.Module, at: str | Iterable[str]) -> list[Site]:
             raise InputError(f"{at!r} reads at {len(reads)} modules and writes at {len(writes)}; give each one its partner")
         sites = [region(f, r, w, prefix, len(stack)) for r, w in zip(reads, writes, strict=True)]
     else:
-        role = pattern if pattern in (*ROLES, "block", "output") else ""
+        role = pattern if pattern in (*ROLES, *WHOLE) else ""
         sites = [site(f, n, role, prefix, len(stack)) for n in matching(names, pattern, prefix)]
     if cut:
         keep = set(range(len(stack))[_slice(cut, at)])
         sites = [s for s in sites if s.depth in keep]
     if not sites:
-        roles = [r for r in (*ROLES, "block", "output") if matching(names, r, prefix)]
+        roles = [r for r in (*ROLES, *WHOLE) if matching(names, r, prefix)]
         hint = nearest(pattern, roles if pattern in ROLES else [*roles, *names])
         raise InputError(f"no site of {type(f).__name__} matches {at!r}{hint}")
     return sites
@@ -132,6 +133,8 @@ def matching(names: list[str], pattern: str, prefix: str) -> list[str]:
         return [n for n in names if prefix and re.fullmatch(re.escape(prefix) + r"\.\d+", n)]
     if pattern == "output":
         return [""]
+    if pattern == "attention":  # the modules that hold the projections
+        return [n.rpartition(".")[0] for n in matching(names, "attention.query", prefix)]
     if pattern in ROLES:
         found = [n for n in names if re.search(rf"(^|\.)({ROLES[pattern]})$", n)]
         return found[:1] if pattern == "embedding" else found
@@ -155,6 +158,9 @@ def site(f: nn.Module, name: str, role: str, prefix: str, n_blocks: int) -> Site
         return Site(name, role, depth, "embedding", module.num_embeddings, module.embedding_dim, biased=False)
     if W is not None and W.ndim == 1:
         return Site(name, role, depth, "norm", len(W), len(W), biased=biased)
+    if role == "attention":  # d_out: of a key, over all heads that have keys of their own
+        key = next(n for n in matching([n for n, _ in f.named_modules()], "attention.key", prefix) if n.startswith(name + "."))
+        return Site(name, role, depth, "module", d, site(f, key, "attention.key", prefix, n_blocks).d_out, biased=False)
     return Site(name, role, depth, "module", d, d, biased=False)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from anabranch.core.bank import Bank
-from anabranch.core.fold import merge as merge_slots
 from anabranch.core.names import make
 from anabranch.engine import exchange, store
+from anabranch.engine.algebra import merge as merge_slots
 from anabranch.engine.cache import read_json, write_json
 from anabranch.engine.fit import fit
 from anabranch.engine.model import Model, load
@@ -35,24 +35,25 @@ def add(run: Path, plan: Any, *, on_error: str = "stop", told: Told | None = Non
     other = [k for k in ("backbone", "seed", "delta", "gate") if k in more.model_fields_set and getattr(more, k) != made[k]]
     if other:
         raise InputError(f"a bundle has one {other[0]}, here {made[other[0]]}: leave {other[0]} out of the plan")
+    own = bundle["banks"][: (bundle.get("shared") or {}).get("bank")]  # a gate over slots of its own stays as it is
     entries = made["delta"] if isinstance(made["delta"], list) else [made["delta"]]
-    whole = more.model_copy(update={k: made[k] for k in ("backbone", "seed", "gate")} | {"delta": [
+    whole = more.model_copy(update={k: made[k] for k in ("backbone", "seed")} | {"gate": "by_task", "delta": [
         {b["delta"]["method"].partition(".")[2]: b["delta"]["settings"]}  # as fitted: a budget may have made a rank smaller
         | {k: entry[k] for k in ("at", "lr") if isinstance(entry, dict) and k in entry}
-        for entry, b in zip(entries, bundle["banks"], strict=True)
+        for entry, b in zip(entries, own, strict=True)
     ]})  # fmt: skip
     part = run / "work" / ("add-" + store.digest(whole.model_dump(mode="json")))
     results = fit(whole, part, resume=True, on_error=on_error, told=told)
     fresh_folder, fresh = store.open_bundle(part)
     old_slots, new_slots = (any(t["rung"] != "probe" for t in b["tasks"].values()) for b in (bundle, fresh))
-    if new_slots and [b["layout"] for b in fresh["banks"]] != [b["layout"] for b in bundle["banks"]]:
+    if new_slots and [b["layout"] for b in fresh["banks"]] != [b["layout"] for b in own]:
         if old_slots:
             raise InputError("slots of one bundle are of one size: leave kilobytes_per_task out of the plan, or raise it")
-        bundle["banks"] = fresh["banks"]
+        bundle["banks"][: len(own)] = fresh["banks"]
     made["tasks"] |= whole.model_dump(mode="json")["tasks"]
     for name, record in fresh["tasks"].items():
         if record["rung"] == "shared":  # the new tasks' shared slot becomes an own slot of each, so the old one stays as it is
-            packed, head, post = store.parts_of(fresh_folder, record["file"])
+            packed, head, post, _ = store.parts_of(fresh_folder, record["file"])
             packed = store.parts_of(fresh_folder, fresh["shared"]["file"])[0]
             corpus = store.corpus_of(fresh_folder, record["corpus"]) if record.get("corpus") else None
             record = store.save_task(folder, record | {"rung": "delta"}, packed, head, post, corpus)

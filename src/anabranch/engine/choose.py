@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anabranch.core.bank import Tree
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job
 from anabranch.engine.linear import View, answers, index_of, measure, outputs, settle
@@ -25,8 +24,8 @@ class Rung:
     test: float | None = None
     found: tuple[list[Any], list[Any]] = field(default_factory=lambda: ([], []))  # answers on validation
     losses: Tensor = field(default_factory=lambda: torch.zeros(0))  # log losses (squared errors) of validation rows
-    tree: Tree = field(default_factory=dict)  # the slot, packed, by "<bank>/<site>"
-    packed: dict[str, Tensor] = field(default_factory=dict)
+    packed: dict[str, Tensor] = field(default_factory=dict)  # the slot, by "<bank>/<site>/<name>"; of many, "<slot>.<bank>/..."
+    gate: dict[str, Tensor] = field(default_factory=dict)  # the task's gate tensors, packed
 
 
 def climb(name: str, job: Job, features: Features, view: View, head: Head) -> Rung:

@@ -11,13 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from anabranch.core.balance import lift
 from anabranch.core.bank import Bank
-from anabranch.core.names import make
+from anabranch.core.gate import Gate
+from anabranch.core.names import card, make
 from anabranch.core.site import Site, find
 from anabranch.engine import linear
 from anabranch.engine.backbone import Backbone
-from anabranch.engine.cache import digest, read_json, recall, write_json, write_tensors
+from anabranch.engine.cache import checksum, digest, read_json, recall, write_json, write_tensors
 from anabranch.engine.choose import climb
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, job_of, kind_of
@@ -25,7 +28,8 @@ from anabranch.engine.model import backbone_of
 from anabranch.engine.profile import profile
 from anabranch.engine.result import finish, numbers_of, results_of, served
 from anabranch.engine.run import Run, Told, epochs_of, estimate
-from anabranch.engine.share import relate, share
+from anabranch.engine.seen import seen
+from anabranch.engine.share import over, relate, share
 from anabranch.engine.train import Learner, Trainer, seeded
 from anabranch.errors import InputError, WorkError
 from anabranch.task.data import Task, load_task
@@ -61,15 +65,17 @@ def fit(
     notes: list[str] = []
     banks, rates = banks_of(plan, backbone, tasks, notes)
     depth = max(0, min((s.depth for bank in banks for s in bank.sites), default=0))
-    run = Run(
-        plan, out, told, machine, tasks, backbone, Features(backbone, out / "work" / "features", depth), banks, rates, notes=notes
-    )
+    store = Features(backbone, out / "work" / "features", depth)
+    run = Run(plan, out, told, machine, tasks, backbone, store, banks, rates, gated_of(plan, banks, len(tasks)), notes=notes)
     run.jobs = {name: job_of(task, run.features) for name, task in tasks.items()}
     if dry:
         return estimate(run, stages)
     write_json(run.work / "profile.json", machine)
     run.took["look"] = time.perf_counter() - begun
-    for name, stage in (("features", features), ("probe", probe), ("relate", related), ("delta", delta), ("share", shared)):
+    todo = [("features", features), ("probe", probe), ("relate", related), ("delta", delta), ("share", shared)]
+    if any(bank.tables["shared"].n for bank in banks):
+        todo[3:] = todo[:2:-1]  # what all slots share is learned first, with all tasks
+    for name, stage in todo:
         if name in stages:
             start = time.perf_counter()
             stage(run)
@@ -129,11 +135,7 @@ def banks_of(plan: Plan, backbone: Backbone, tasks: dict[str, Task], notes: list
     A rank is halved until a slot and the widest head fit ``kilobytes_per_task`` in bf16.
     """
     entries = plan.delta if isinstance(plan.delta, list) else [plan.delta]
-    gate = make("gate", plan.gate)
-    if not gate.plain:
-        raise InputError(
-            f"fit gives every task its own slot, which is gate by_task; {plan.gate!r} routes over a library of slots"
-        )
+    gate = make("gate", "by_task")
     limit = plan.budget.kilobytes_per_task
     widths = [(kind.width(backbone.d), 1 + kind.wide()) for kind in map(kind_of, tasks.values())]
     head = max(2 * (outputs + (outputs + 2) * size * parts) for (outputs, size), parts in widths)
@@ -154,6 +156,22 @@ def banks_of(plan: Plan, backbone: Backbone, tasks: dict[str, Task], notes: list
         banks.append(bank)
         rates.append(lr or made.lr)
     return banks, rates
+
+
+def gated_of(plan: Plan, banks: list[Bank], tasks: int) -> list[Bank]:
+    """The banks of the shared rung: one slot for all tasks, or the plan's gate over slots of its own or over a library."""
+    gate = make("gate", plan.gate)
+    if gate.plain:
+        return banks
+    routes = tasks if gate.library else slots_of(gate)
+    if (gate.top or 1) > routes:
+        raise InputError(f"gate {card(gate)['method'].partition('.')[2]} keeps {gate.top} slots a row, there are {routes}")
+    return [Bank.make(b.delta, gate, b.sites, seeded(plan.seed, "gated", i), None, b.stage, routes) for i, b in enumerate(banks)]
+
+
+def slots_of(gate: Gate) -> int:
+    """Slots that a gate trains together with its weights: its setting ``slots``, else 1 (by_task) or 4."""
+    return 1 if gate.plain else int(card(gate)["settings"].get("slots", 4))
 
 
 def upper(backbone: Backbone, at: Any) -> list[Site]:
@@ -186,8 +204,8 @@ def learnable(run: Run) -> list[tuple[Job, Head]]:
     return [(job, run.rungs[name][0].head) for name, job in run.jobs.items()]
 
 
-def trainer_of(run: Run) -> Trainer:
-    return Trainer(run.features, run.banks, run.rates, run.work / "train", run.plan.seed)
+def trainer_of(run: Run, banks: list[Bank] | None = None, **more: Any) -> Trainer:
+    return Trainer(run.features, run.banks if banks is None else banks, run.rates, run.work / "train", run.plan.seed, **more)
 
 
 def related(run: Run) -> None:
@@ -204,35 +222,80 @@ def delta(run: Run) -> None:
     todo, before = [], time.perf_counter()
     for job, head in learnable(run):
         epochs = epochs_of(run, job)
-        todo.append((job, head, epochs, run.key(job, epochs)))
+        todo.append((job, head, epochs, run.key(job, epochs, common_of(run))))
 
     def told(m: Learner) -> None:
         run.told("delta", len(run.curves), len(todo), f"{m.job.name}, pass {m.epoch} of {m.epochs}")
 
     for learner in trainer.run(todo, told):
         job = learner.job
-        run.rungs[job.name].append(served(run, trainer, "delta", job, learner.best))
+        run.rungs[job.name].append(served(run, run.banks, "delta", job, [learner.best], learner.best))
+        run.own_slots[job.name] = learner.best
         run.curves[job.name] = learner.curve
         if "loss" not in learner.curve[-1]:
             run.notes.append(f"{job.name}: training diverged in pass {learner.epoch}, what was best before it counts; lower lr")
         run.own[job.name] += (time.perf_counter() - before) / max(1, len(todo))
 
 
+def common_of(run: Run) -> list[str]:
+    """Checksums of what the slots of a bank share."""
+    return [checksum({"shared": bank.tables["shared"].data}) for bank in run.banks if bank.tables["shared"].n]
+
+
 def shared(run: Run) -> None:
-    """One slot that all tasks train together, with the plan's balance."""
-    if len(run.jobs) < 2:
-        return
-    trainer, pairs = trainer_of(run), learnable(run)
+    """Slots that all tasks train together, with the plan's balance and gate; or a gate over the tasks' own slots."""
+    gate = run.gated[0].gate
+    if gate.library:
+        return over_library(run)
+    if len(run.jobs) < 2 and gate.plain and not any(bank.tables["shared"].n for bank in run.banks):
+        return None
+    trainer, pairs = trainer_of(run, run.gated), learnable(run)
     balance = lift(make("balance", run.plan.balance or "mean"))
     epochs = min(epochs_of(run, job) for job, _ in pairs)
-    key = digest([run.key(job, epochs) for job, _ in pairs], str(run.plan.balance))
+    key = digest([run.key(job, epochs) for job, _ in pairs], str(run.plan.balance), str(run.plan.gate))
     try:
-        theta, learners = share(trainer, pairs, epochs, balance, key, lambda done, of: run.told("share", done, of, "passes"))
+        theta, learners = share(trainer, pairs, epochs, balance, key,
+                                lambda done, of: run.told("share", done, of, "passes"), slots_of(gate))  # fmt: skip
     except FloatingPointError as error:
         run.notes.append(f"the shared slot is left out: {error}; lower lr")
-        return
+        return None
+    for i, bank in enumerate(run.banks):
+        if f"{i}.shared" in theta:
+            run.gated[i].tables["shared"].data[1] = bank.tables["shared"].data[1] = theta[f"{i}.shared"][0]
+    slots = [{n: rows[k] for n, rows in theta.items() if not n.endswith(".shared")} for k in range(slots_of(gate))]
     widest = max(numbers_of(learner.head) for learner in learners)
     for learner in learners:
-        rung = served(run, trainer, "shared", learner.job, theta | learner.theta, widest)
-        run.rungs[learner.job.name].append(rung)
-        run.extra["shared slot"] = rung.packed
+        run.rungs[learner.job.name].append(served(run, run.gated, "shared", learner.job, slots, learner.theta, widest))
+    return None
+
+
+def over_library(run: Run) -> None:
+    """The plan's gate over the own slots of all tasks, which stay as they are; keys are learned by each slot's task alone."""
+    if not run.own_slots:
+        raise InputError(f"gate {run.plan.gate!r} routes over the tasks' own slots: add delta to stages")
+    gate, slots = run.gated[0].gate, []
+    for name, job in run.jobs.items():
+        own = {n: t for n, t in run.own_slots[name].items() if not n.startswith("head.")}
+        for i, bank in enumerate(run.gated):
+            tree = bank.tree({t: own[f"{i}.{t}"] for t in bank.slot_tables if t != "keys"})
+            asked, rng = seen(run.features, bank, job), seeded(run.plan.seed, name, "key", i)
+            keys = {s.key: gate.key(s, tree[s.key], rng, (asked or {}).get(s.key)) for s in bank.sites}
+            own[f"{i}.keys"] = bank.tables["keys"].row(keys)
+        slots.append(own)
+    pairs = [(job, run.rungs[name][1].head, epochs_of(run, job)) for name, job in run.jobs.items()]
+    if gate.learner() is not gate:
+        alone = [replace(bank, gate=gate.learner()) for bank in run.gated]
+        trainer = trainer_of(run, alone, learning={"keys"}, begin=dict(zip(run.jobs, slots, strict=True)))
+        todo = [(job, head, 1, run.key(job, "keys", str(run.plan.gate), common_of(run))) for job, head, _ in pairs]
+        found = {learner.job.name: learner.theta for learner in trainer.run(todo)}
+        slots = [own | {n: found[name][n] for n in own} for name, own in zip(run.jobs, slots, strict=True)]
+    mine = {job.name: {f"head.{n}": t for n, t in head.items()} for job, head, _ in pairs}
+    if any(bank.tables["gate"].n for bank in run.gated):
+        library = {n: torch.stack([own[n] for own in slots]) for n in slots[0]}
+        trainer = trainer_of(run, run.gated, routes=over(len(slots)), library=library)
+        whole = digest([run.key(job) for job, *_ in pairs], common_of(run))
+        todo = [(job, head, n, run.key(job, n, "gate", str(run.plan.gate), whole)) for job, head, n in pairs]
+        mine = {learner.job.name: learner.best for learner in trainer.run(todo)}
+    widest = max(numbers_of(head) for _, head, _ in pairs)
+    for name, job in run.jobs.items():
+        run.rungs[name].append(served(run, run.gated, "shared", job, slots, mine[name], widest))

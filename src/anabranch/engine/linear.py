@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from anabranch.core.adapt import Adapted
-from anabranch.core.route import Route
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, Part, apply, fresh, joined, leaves_of
 from anabranch.task.kind import Kind
@@ -49,8 +48,11 @@ def frozen(features: Features, job: Job) -> View:
 
 
 @torch.no_grad()
-def speak(features: Features, adapted: Adapted, units: Sequence[int], slot: int | None, most: int = 32) -> list[str]:
-    """What f goes on to say after each unit's text, greedily, at most ``most`` tokens; rows of equal length together."""
+def speak(features: Features, adapted: Adapted, units: Sequence[int], route: Any, most: int = 32) -> list[str]:
+    """What f goes on to say after each unit's text, greedily, at most ``most`` tokens; rows of equal length together.
+
+    ``route``: that of one row, for all of them; or a list of these, one of each bank.
+    """
     out, b = [""] * len(units), features.backbone
     whole = Adapted(b.f, adapted.banks)  # what is said next has no features yet, so f runs from its first block
     whole.sources = adapted.sources
@@ -58,7 +60,8 @@ def speak(features: Features, adapted: Adapted, units: Sequence[int], slot: int 
     for length in sorted({len(front) for front in fronts}):
         rows = [i for i, front in enumerate(fronts) if len(front) == length]
         ids = torch.tensor([fronts[i] for i in rows])
-        whole.routes = [None if slot is None else Route.to([slot] * len(rows)) for _ in whole.banks]
+        each = route if isinstance(route, list) else [route] * len(whole.banks)
+        whole.routes = [None if one is None else one.repeat(len(rows)) for one in each]
         found = whole.f.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=b.pad,
                                    max_new_tokens=min(most, b.longest - length))  # type: ignore[operator] # fmt: skip
         for i, row in zip(rows, b.tokenizer.batch_decode(found[:, length:], skip_special_tokens=True), strict=True):

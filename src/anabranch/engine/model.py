@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from anabranch.core.adapt import Adapted
-from anabranch.core.bank import Bank
+from anabranch.core.bank import Bank, Tree
+from anabranch.core.route import Route
 from anabranch.engine.backbone import Backbone
 from anabranch.engine.backbone import load as load_backbone
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, apply, joined
 from anabranch.engine.linear import ranked, speak
-from anabranch.engine.store import bank_of, corpus_of, get, open_bundle, parts_of, same_backbone, unpack
+from anabranch.engine.store import bank_of, corpus_of, cut, get, open_bundle, parts_of, same_backbone, unpack
 from anabranch.engine.train import encode
 from anabranch.errors import InputError, nearest
 from anabranch.task import kind as kinds
@@ -30,6 +31,7 @@ class Served:
     def __init__(self, name: str, record: Mapping[str, Any], slot: int, head: Head, post: Post, corpus: Mapping[str, str] | None):
         self.name, self.record, self.slot, self.head, self.post, self.corpus = name, record, slot, head, post, corpus
         self.kind: Kind = kinds.find(record["kind"])(record["labels"], record["two"], record["mean"], record["std"])
+        self.number = 0  # of its routes in the model
         self.index: Tensor | None = None
 
 
@@ -43,23 +45,47 @@ class Model:
             if entry.get("file"):
                 bank.tables["shared"].put(1, unpack(get(folder, entry["file"])))
         self.served: dict[str, Served] = {}
-        slots: dict[str, int] = {}
-        trees: list[dict[str, Any]] = []
-        shared = bundle.get("shared") or {}
+        shared, trees = bundle.get("shared") or {}, list[Tree]()
+        first, many = shared.get("bank", 0), shared.get("slots", 0)  # where a gate routes over slots of its own, and how many
+        whole = get(folder, shared["file"]) if shared else {}
+        whole = {n.partition("/")[2]: t for n, t in whole.items()}
+        users: dict[str, int] = {}
+        self._paths = [[((0,) * max(1, many if first and i >= first else 1), 0) for i in range(len(self.banks))]]
         for name, record in bundle["tasks"].items():
-            packed, head, post = parts_of(folder, record["file"])
-            key = f"task {name}" if packed else "shared" if record["rung"] == "shared" else ""
-            if key and key not in slots:
-                trees.append(unpack(packed or parts_of(folder, shared["file"])[0]))
-                slots[key] = len(trees)
+            packed, head, post, gate = parts_of(folder, record["file"])
+            path, slot = list(self._paths[0]), 0
+            if record["rung"] == "shared" and many:
+                gates = unpack(gate)
+                for i in range(first, len(self.banks)):
+                    who = self.banks[i].add_gate(cut(gates, i - first)) if self.banks[i].tables["gate"].n else 0
+                    path[i] = (tuple(range(1, many + 1)), who)
+            elif packed or record["rung"] == "shared":
+                key = f"task {name}" if packed else "shared"
+                if key not in users:
+                    trees.append(unpack(packed or whole))
+                    users[key] = len(trees)
+                slot = users[key]
+                path[: first or None] = [((slot,), 0)] * (first or len(self.banks))
+            self._paths.append(path)
             corpus = corpus_of(folder, record["corpus"]) if record.get("corpus") else None
-            self.served[name] = Served(name, record, slots.get(key, 0), head, post, corpus)
+            self.served[name] = Served(name, record, slot, head, post, corpus)
+            self.served[name].number = len(self._paths) - 1
+        experts = [{n.partition(".")[2]: t for n, t in whole.items() if n.startswith(f"{e}.")} for e in range(many)]
         for i, bank in enumerate(self.banks):
-            bank.add([{s.key: tree[f"{i}/{s.key}"] for s in bank.sites} for tree in trees])
+            mine = trees if not first or i < first else [unpack(packed) for packed in experts]
+            bank.add([cut(tree, i - (first if first and i >= first else 0)) for tree in mine])
             bank.to(backbone.dtype)
-        depth = min((s.depth for bank in self.banks for s in bank.sites), default=0)
-        self.tail = max(0, depth)
+        self.tail = max(0, min((s.depth for bank in self.banks for s in bank.sites), default=0))
         self.adapted = Adapted(backbone.f, self.banks, self.tail)
+
+    def routes(self, numbers: Sequence[int]) -> list[Route | None]:
+        """Of each bank, for rows of the tasks with these numbers (0: f itself); None where no row takes a slot."""
+        out: list[Route | None] = []
+        for i, bank in enumerate(self.banks):
+            ids, who = zip(*(self._paths[n][i] for n in numbers), strict=True)
+            gates = torch.tensor(who) if bank.tables["gate"].n else None
+            out.append(Route.to(torch.tensor(ids), who=gates) if any(map(any, ids)) else None)
+        return out
 
     @property
     def tasks(self) -> dict[str, dict[str, Any]]:
@@ -126,14 +152,14 @@ class Model:
                     asking = live.add(
                         self.backbone.spoken([r["text"] for r in rows], [None] * len(rows), served.record.get("max_length"))
                     )
-                    answers = speak(live, self.adapted, asking, served.slot)
+                    answers = speak(live, self.adapted, asking, self.routes([served.number]))
                     out[j] = answers, answers
                 elif served.kind.words is words and not served.kind.speaks:
                     units = served.kind.units(rows_of(rows))
                     ids = live.add(self.backbone.tokens([u for row in units for u in row], served.record.get("max_length")))
                     plan.append((j, served, rows, [len(row) for row in units], ids))
-                    flat, slots = flat + ids, slots + [served.slot] * len(ids)
-            z = iter(encode(live, self.adapted, flat, slots, words))
+                    flat, slots = flat + ids, slots + [served.number] * len(ids)
+            z = iter(encode(live, self.adapted, flat, slots, words, self.routes))
             for j, served, rows, counts, ids in plan:
                 mine = [next(z) for _ in ids]
                 out[j] = self._answer(served, rows, mine, [len(m) for m in mine] if words else counts)
@@ -164,7 +190,7 @@ class Model:
             assert served.corpus is not None
             live = Features(self.backbone, None, self.tail)
             units = live.add(self.backbone.tokens(list(served.corpus.values()), served.record.get("max_length")))
-            z = encode(live, self.adapted, units, [served.slot] * len(units), False)
+            z = encode(live, self.adapted, units, [served.number] * len(units), False, self.routes)
             served.index = torch.nn.functional.normalize(torch.cat(z)[:, : self.backbone.d], dim=-1)
         return served.index
 

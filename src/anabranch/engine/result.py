@@ -1,59 +1,96 @@
 """From rungs to what is kept: measured as stored, chosen, bundled, told."""
 
 import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from anabranch import __version__
-from anabranch.core.bank import Bank
+from anabranch.core.adapt import Adapted
+from anabranch.core.bank import Bank, Table
+from anabranch.core.route import Route
 from anabranch.engine import linear, store
 from anabranch.engine.backbone import LONGEST
 from anabranch.engine.choose import Rung, choose, climb
 from anabranch.engine.job import Head, Job
 from anabranch.engine.lexical import bm25
 from anabranch.engine.run import Run
-from anabranch.engine.train import Learner, Trainer
+from anabranch.engine.train import Routes, Slot
+from anabranch.report.evidence import Watched, evidence, pace
 from anabranch.task.metrics import score
 
 
-def served(run: Run, trainer: Trainer, name: str, job: Job, numbers: dict[str, Any], widest: int = 0) -> Rung:
-    """A slot and head as they would be stored (rounded, frozen, small enough), and how they answer.
+def served(
+    run: Run, banks: Sequence[Bank], name: str, job: Job, slots: Sequence[Mapping[str, Tensor]], mine: Mapping[str, Tensor],
+    widest: int = 0,
+) -> Rung:  # fmt: skip
+    """Slots, head and gate as they would be stored (rounded, frozen, small enough), and how they answer.
 
-    ``widest``: numbers of the widest head beside a shared slot, which is stored once and so in one form.
+    ``slots``: numbers by table of every slot that the task's rows may take; ``mine``: those of its head and gate. ``widest``:
+    numbers of the widest head beside shared slots, which are stored once and so in one form.
     """
-    head = linear.rounded({n[5:]: t for n, t in numbers.items() if n.startswith("head.")})
-    tree: dict[str, Any] = {}
-    for i, bank in enumerate(run.banks):
-        rows = {n.partition(".")[2]: t for n, t in numbers.items() if n.startswith(f"{i}.")}
-        tree |= {f"{i}/{site}": bank.delta.freeze(p) for site, p in bank.tree(rows).items()}
-    limit, packed = run.plan.budget.kilobytes_per_task, store.pack(tree, "bf16")
-    if limit and store.size(packed) + 2 * (widest or numbers_of(head)) > 1000 * limit:
-        packed = store.pack(tree, "int8")
+    head = linear.rounded({n[5:]: t for n, t in mine.items() if n.startswith("head.")})
+    trees = [frozen_tree(banks, rows) for rows in slots]
+    limit, packed = run.plan.budget.kilobytes_per_task, [store.pack(tree, "bf16") for tree in trees]
+    if limit and sum(map(store.size, packed)) / len(packed) + 2 * (widest or numbers_of(head)) > 1000 * limit:
+        packed = [store.pack(tree, "int8") for tree in trees]
         run.notes.append(f"{job.name}: its delta is stored as int8 to stay near {limit:g} kilobytes")
-    banks = [bank_like(bank, i, tree) for i, bank in enumerate(run.banks)]
-    ready = Trainer(run.features, banks, run.rates, trainer.folder, run.plan.seed)
-    whole = store.unpack(packed)
-    flat = {f"{i}.{t}": row for i, bank in enumerate(banks) for t, row in bank.flat(cut(whole, i)).items()}
-    view = ready.view(Learner(job, flat | {f"head.{n}": t for n, t in head.items()}, 1))
+    gate = store.pack(gate_tree(banks, mine), "bf16")
+    ready, whole = [bank_like(bank, i, trees[0]) for i, bank in enumerate(banks)], [store.unpack(part) for part in packed]
+    for i, bank in enumerate(ready):
+        bank.add([store.cut(tree, i) for tree in whole])
+        if bank.tables["gate"].n:
+            bank.add_gate(store.cut(store.unpack(gate), i))
+    view = Watched(Slot(run.features, Adapted(run.backbone.f, ready, run.features.tail), job.kind.words,
+                        candidates(len(slots), bool(gate))), run.features)  # fmt: skip
     rung = climb(name, job, run.features, view, head)
-    rung.packed = packed
+    rung.packed = (
+        packed[0] if len(packed) == 1 and not gate else {f"{e}.{n}": t for e, p in enumerate(packed) for n, t in p.items()}
+    )
+    rung.gate = gate
+    seen = evidence(job, run.features, view, rung, run.plan.seed)
+    run.extra.setdefault("evidence", {})[job.name, name] = seen | {"pace": view.pace}
     return rung
+
+
+def candidates(slots: int, gated: bool) -> Routes:
+    """Every row takes all of the slots, and row 1 of the gates."""
+
+    def routes(owners: Sequence[int]) -> Route:
+        ids = torch.arange(1, slots + 1).expand(len(owners), -1)
+        return Route.to(ids, who=torch.ones(len(owners), dtype=torch.long) if gated else None)
+
+    return routes
+
+
+def frozen_tree(banks: Sequence[Bank], rows: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A slot as stored, by "<bank>/<site>"."""
+    tree: dict[str, Any] = {}
+    for i, bank in enumerate(banks):
+        for site, p in bank.tree({t: rows[f"{i}.{t}"] for t in bank.slot_tables}).items():
+            keys = {n: t for n, t in p.items() if n.startswith("key.")}
+            tree[f"{i}/{site}"] = bank.delta.freeze({n: t for n, t in p.items() if n not in keys}) | keys
+    return tree
+
+
+def gate_tree(banks: Sequence[Bank], rows: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A task's gate tensors, by "<bank>/<site>"."""
+    found = {i: bank.tables["gate"].split(rows[f"{i}.gate"]) for i, bank in enumerate(banks) if f"{i}.gate" in rows}
+    return {f"{i}/{site}": p for i, tree in found.items() for site, p in tree.items()}
 
 
 def numbers_of(head: Head) -> int:
     return sum(t.numel() for t in head.values())
 
 
-def cut(tree: dict[str, Any], i: int) -> dict[str, Any]:
-    return {site.partition("/")[2]: p for site, p in tree.items() if site.startswith(f"{i}/")}
-
-
 def bank_like(bank: Bank, i: int, tree: dict[str, Any]) -> Bank:
     """An empty bank whose tables fit a frozen slot."""
     like = Bank(bank.delta, bank.gate, bank.sites, {}, bank.stage, bank.routes)
-    like.adopt(cut(tree, i), {}, {})
-    like.tables["shared"] = bank.tables["shared"]
+    like.adopt(store.cut(tree, i), {}, {})
+    like.tables |= {"shared": bank.tables["shared"], "gate": Table(bank.tables["gate"].layout)}
     return like
 
 
@@ -66,22 +103,25 @@ def finish(run: Run) -> tuple[dict[str, Any], dict[str, Rung]]:
     records = {}
     for name, rung in chosen.items():
         records[name] = store.save_task(folder, record(run, run.jobs[name], rung), rung.packed if rung.name == "delta" else {},
-                                        rung.head, rung.post, run.tasks[name].corpus)  # fmt: skip
-    slot = run.extra.pop("shared slot", None)
+                                        rung.head, rung.post, run.tasks[name].corpus, rung.gate)  # fmt: skip
+    gated = run.gated is not run.banks
     users = [name for name, rung in chosen.items() if rung.name == "shared"]
-    banks = []
-    served_banks = {i: next((r.packed for r in chosen.values() if r.packed), {}) for i in range(len(run.banks))}
-    for i, bank in enumerate(run.banks):
-        tree = store.unpack(served_banks[i])
-        banks.append(store.bank_card(bank_like(bank, i, tree) if tree else bank))
+    slot = chosen[users[0]].packed if users else {}
+    own = next((r.packed for r in chosen.values() if r.name == "delta"), {} if gated else slot)
+    banks = cards(folder, run.banks, own)
+    shared: dict[str, Any] | None = None
+    if users:
+        shared = {"file": store.put(folder, {f"slot/{n}": t for n, t in slot.items()}), "tasks": users}
+    if users and gated:
+        first = {n.partition(".")[2]: t for n, t in slot.items() if n.startswith("0.")}
+        shared = (shared or {}) | {"bank": len(banks), "slots": 1 + max(int(n.partition(".")[0]) for n in slot)}
+        banks += cards(folder, run.gated, first)
     bundle = {
         "backbone": {"id": run.backbone.id, "fingerprint": run.backbone.fingerprint},
         "dtype": str(run.backbone.dtype)[6:],
         "banks": banks,
         "tasks": records,
-        "shared": {"file": store.put(folder, {f"slot/{n}": t for n, t in slot.items()}), "tasks": users}
-        if slot and users
-        else None,
+        "shared": shared,
         "made": {
             "anabranch": __version__,
             "torch": torch.__version__,
@@ -91,6 +131,17 @@ def finish(run: Run) -> tuple[dict[str, Any], dict[str, Rung]]:
     }
     store.save(folder, bundle)
     return bundle, chosen
+
+
+def cards(folder: Path, banks: Sequence[Bank], packed: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """Cards of banks whose slots are stored as ``packed`` is, with the file of what their slots share."""
+    tree, out = store.unpack(packed), []
+    for i, bank in enumerate(banks):
+        card = store.bank_card(bank_like(bank, i, tree) if tree else bank)
+        common = bank.tables["shared"]
+        file = store.put(folder, store.pack(common.split(common.data[1]), "bf16")) if common.n else None
+        out.append(card | ({"file": file} if file else {}))
+    return out
 
 
 def record(run: Run, job: Job, rung: Rung) -> dict[str, Any]:
@@ -104,12 +155,16 @@ def record(run: Run, job: Job, rung: Rung) -> dict[str, Any]:
 
 
 def results_of(run: Run, chosen: dict[str, Rung], bundle: dict[str, Any], total: float) -> dict[str, Any]:
-    tasks = {}
-    slots = bundle["shared"]
+    tasks, found, slots = {}, run.extra.pop("evidence", {}), bundle["shared"]
+    slow = pace(run.features, [u for job in run.jobs.values() for row in job.parts["test"].units for u in row])
     for name, job in run.jobs.items():
         rung, by = chosen[name], {r.name: r for r in run.rungs[name]}
         users = {"delta": 1, "shared": len(slots["tasks"]) if slots else 1}.get(rung.name, 1)
         own = store.size(rung.packed) / users
+        if not job.kind.speaks:  # f would have to say it all again
+            view = linear.frozen(run.features, job)
+            found[name, "probe"] = evidence(job, run.features, view, by["probe"], run.plan.seed)
+        shown = found.get((name, rung.name), {})
         tasks[name] = {
             "kind": run.tasks[name].kind, "metric": job.metric, "n_train": len(job.parts["train"]),
             "n_valid": len(job.parts["valid"]), "n_test": len(job.parts["test"]),
@@ -120,7 +175,10 @@ def results_of(run: Run, chosen: dict[str, Rung], bundle: dict[str, Any], total:
             "seconds": round(run.own[name], 3), "curve": run.curves.get(name, []), "warnings": run.tasks[name].warnings,
             "counts": run.tasks[name].counts,
             "bm25": lexical(run, job),
-            "rungs": {r.name: {"valid": r.valid, "test": r.test} for r in run.rungs[name]},
+            "rungs": {r.name: {"valid": r.valid, "test": r.test} | cost(run, job, r, found.get((name, r.name), {}), slow, slots)
+                      for r in run.rungs[name]},
+            "labels": job.kind.labels, "confusion": shown.get("confusion"), "doubtful": shown.get("doubtful"),
+            "wrong": shown.get("wrong", []),
         }  # fmt: skip
     return {
         "format": 1, "seed": run.plan.seed, "backbone": run.backbone.id, "dtype": str(run.backbone.dtype)[6:],
@@ -129,6 +187,18 @@ def results_of(run: Run, chosen: dict[str, Rung], bundle: dict[str, Any], total:
         "versions": {"anabranch": __version__, "torch": torch.__version__},
         "notes": sorted(set(run.notes)), **run.extra,
     }  # fmt: skip
+
+
+def cost(run: Run, job: Job, rung: Rung, seen: dict[str, Any], slow: float | None, slots: Any) -> dict[str, Any]:
+    """error: standard error of the test score; kilobytes: as stored; seconds: of one row, f's own part included."""
+    users = max(1, len(slots["tasks"])) if slots and rung.name == "shared" else 1
+    size = (store.size(rung.packed) / users + 2 * numbers_of(rung.head)) / 1000
+    rows, took = job.parts["test"].units, None
+    if rows and slow is not None:
+        tokens = sum(run.features.length(u) for row in rows for u in row) / len(rows)
+        above = seen.get("pace")  # under the slot, from block tail on
+        took = tokens * (slow if above is None else slow * run.features.tail / run.backbone.blocks + above)
+    return {"error": seen.get("error"), "kilobytes": round(size, 3), "seconds": took}
 
 
 def lexical(run: Run, job: Job) -> float | None:

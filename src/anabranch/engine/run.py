@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from anabranch import __version__
 from anabranch.core.bank import Bank
 from anabranch.engine import store
@@ -35,8 +37,10 @@ class Run:
     features: Features
     banks: list[Bank]
     rates: list[float]
+    gated: list[Bank] = field(default_factory=list)  # of the shared rung: the same banks, unless the gate routes over many slots
     jobs: dict[str, Job] = field(default_factory=dict)
     rungs: dict[str, list[Rung]] = field(default_factory=dict)
+    own_slots: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # each task's best numbers
     took: dict[str, float] = field(default_factory=dict)
     own: dict[str, float] = field(default_factory=dict)  # seconds of each task
     curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)

@@ -6,7 +6,7 @@ Never pickle. Opening checks format, the backbone's fingerprint and every checks
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,6 +52,11 @@ def unpack(packed: Mapping[str, Tensor]) -> Tree:
     return tree
 
 
+def cut(tree: Tree, i: int) -> Tree:
+    """The part of a slot that belongs to bank i, by site."""
+    return {site.partition("/")[2]: p for site, p in tree.items() if site.startswith(f"{i}/")}
+
+
 def size(packed: Mapping[str, Tensor]) -> int:
     """Bytes."""
     return sum(t.numel() * t.element_size() for t in packed.values())
@@ -78,10 +83,13 @@ def get(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def save_task(folder: Path, record: dict[str, Any], slot: Mapping[str, Tensor], head: Head, post: Post,
-              corpus: Mapping[str, str] | None = None) -> dict[str, Any]:  # fmt: skip
-    """Writes a task's tensors; returns its entry for bundle.json. ``slot`` is packed, empty for a probe or a shared slot."""
+              corpus: Mapping[str, str] | None = None, gate: Mapping[str, Tensor] | None = None) -> dict[str, Any]:  # fmt: skip
+    """Writes a task's tensors; returns its entry for bundle.json. ``slot`` and ``gate`` are packed.
+
+    ``slot`` is empty for a probe or shared slots.
+    """
     parts = {f"slot/{n}": t for n, t in slot.items()} | {f"head/{n}": t.bfloat16() for n, t in head.items()}
-    parts |= {f"post/{n}": t.float() for n, t in post.items()}
+    parts |= {f"post/{n}": t.float() for n, t in post.items()} | {f"gate/{n}": t for n, t in (gate or {}).items()}
     entry = record | {"file": put(folder, parts) if parts else None}
     if corpus is not None:
         lines = "".join(json.dumps({"id": i, "text": t}, ensure_ascii=False) + "\n" for i, t in corpus.items())
@@ -91,13 +99,21 @@ def save_task(folder: Path, record: dict[str, Any], slot: Mapping[str, Tensor], 
     return entry
 
 
-def parts_of(folder: Path, name: str | None) -> tuple[dict[str, Tensor], Head, Post]:
-    """(packed slot, head, post) of a stored file."""
-    out: dict[str, dict[str, Tensor]] = {"slot": {}, "head": {}, "post": {}}
+class Parts(NamedTuple):
+    """What a task's file holds; slot and gate are packed."""
+
+    slot: dict[str, Tensor]
+    head: Head
+    post: Post
+    gate: dict[str, Tensor]
+
+
+def parts_of(folder: Path, name: str | None) -> Parts:
+    out: dict[str, dict[str, Tensor]] = {"slot": {}, "head": {}, "post": {}, "gate": {}}
     for key, t in (get(folder, name) if name else {}).items():
         group, _, rest = key.partition("/")
         out[group][rest] = t
-    return out["slot"], {n: t.float() for n, t in out["head"].items()}, out["post"]
+    return Parts(out["slot"], {n: t.float() for n, t in out["head"].items()}, out["post"], out["gate"])
 
 
 def corpus_of(folder: Path, name: str) -> dict[str, str]:
@@ -136,7 +152,8 @@ def save(folder: Path, bundle: dict[str, Any]) -> None:
     """Makes these contents the bundle, in one rename, and then drops files that it no longer names."""
     bundle = {k: v for k, v in bundle.items() if k != "format"}
     write_json(folder / "bundle.json", {"format": FORMAT, "sum": digest(bundle)} | bundle)
-    used = {name for t in [*bundle["tasks"].values(), bundle.get("shared") or {}] for name in (t.get("file"), t.get("corpus"))}
+    entries = [*bundle["tasks"].values(), *bundle["banks"], bundle.get("shared") or {}]
+    used = {name for t in entries for name in (t.get("file"), t.get("corpus"))}
     for path in folder.iterdir():
         if path.name != "bundle.json" and path.name not in used and path.suffix in (".safetensors", ".jsonl", ".part"):
             path.unlink()

@@ -5,7 +5,7 @@ A task's order of rows, learning rates and optimiser state are its own, so its r
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from torch import Generator, Tensor
 
 from anabranch.core.adapt import Adapted
 from anabranch.core.bank import Bank
+from anabranch.core.delta import Delta
 from anabranch.core.route import Route
 from anabranch.engine.cache import digest, recall, write_tensors
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, Part, apply, joined, leaves_of
-from anabranch.engine.linear import View, answers, index_of, measure, near, outputs, rounded, speak
+from anabranch.engine.linear import View, answers, frozen, index_of, inputs, measure, near, outputs, rounded, speak
+from anabranch.engine.seen import seen
 
 ROWS, TOKENS, WARM = 32, 6144, 0.1  # rows of one task in a step; tokens of all in a step; share of steps to full rate
 HEAD_LR = 2e-3
@@ -29,11 +31,18 @@ def seeded(*parts: Any) -> Generator:
     return Generator().manual_seed(zlib.crc32(repr(parts).encode()))
 
 
-def encode(features: Features, adapted: Adapted, units: Sequence[int], slots: Sequence[int], words: bool) -> list[Tensor]:
-    """Features of units, each under its slot (numbers of rows of ``adapted.sources``): one [1, d] or [words, d] per unit.
+Routes = Callable[[Sequence[int]], Any]  # numbers of rows' owners -> the Route they take, or one of each bank
+
+
+def encode(
+    features: Features, adapted: Adapted, units: Sequence[int], slots: Sequence[int], words: bool,
+    routes: Routes = Route.to, watch: Callable[[list[int]], None] | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """Features of units, each under its slot (or whatever number ``routes`` knows): one [1, d] or [words, d] per unit.
 
     One forward pass per length, in which the rows of a slot stand together. Where a pass is full, it is cut between slots: how
-    the rows of one are divided, and so the bits of its gradient, must not depend on the others.
+    the rows of one are divided, and so the bits of its gradient, must not depend on the others. ``watch`` gets the slots of
+    each pass behind it.
     """
     out: list[Tensor] = [torch.empty(0)] * len(units)
     parts: dict[int, list[list[int]]] = {}  # length -> rows of each pass
@@ -48,20 +57,22 @@ def encode(features: Features, adapted: Adapted, units: Sequence[int], slots: Se
             passes[-1] += piece
     for passes in parts.values():
         for part in passes:
-            route = Route.to([slots[i] for i in part])
-            rows = features.forward(adapted, [units[i] for i in part], route, words)
+            owners = [slots[i] for i in part]
+            rows = features.forward(adapted, [units[i] for i in part], routes(owners), words)
             for i, row in zip(part, rows, strict=True):
                 out[i] = row
+            if watch:
+                watch(owners)
     return out
 
 
-def said(features: Features, adapted: Adapted, job: Job, units: Sequence[int], slot: int) -> Tensor:
+def said(features: Features, adapted: Adapted, job: Job, units: Sequence[int], slot: int, routes: Routes = Route.to) -> Tensor:
     """The mean loss of the answers that units of kind generate hold."""
     losses = []
     for length in sorted({features.length(u) for u in units}):
         batch = [u for u in units if features.length(u) == length]
         inputs, hidden = features.entry(batch)
-        out = adapted(inputs | {"use_cache": False}, Route.to([slot] * len(batch)), hidden)
+        out = adapted(inputs | {"use_cache": False}, routes([slot] * len(batch)), hidden)
         place = torch.arange(inputs["input_ids"].shape[1])
         begin = torch.tensor([features.tokens[u].starts[0] for u in batch])[:, None]
         truth = torch.where((place >= begin) & inputs["attention_mask"].bool(), inputs["input_ids"], -100)
@@ -78,17 +89,18 @@ def learned(job: Job, part: Part) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Slot:
-    """A :class:`View` through slot 1 of ``adapted.sources``."""
+    """A :class:`View` through slot 1 of ``adapted.sources``, or what ``routes`` has under 1."""
 
     features: Features
     adapted: Adapted
     words: bool
+    routes: Routes = Route.to
 
     def __call__(self, units: Sequence[int]) -> Tensor:
-        return torch.cat(encode(self.features, self.adapted, units, [1] * len(units), self.words))
+        return torch.cat(encode(self.features, self.adapted, units, [1] * len(units), self.words, self.routes))
 
     def speak(self, units: Sequence[int]) -> list[str]:
-        return speak(self.features, self.adapted, units, 1)
+        return speak(self.features, self.adapted, units, self.routes([1]))
 
 
 @dataclass
@@ -108,6 +120,7 @@ class Learner:
     curve: list[dict[str, float]] = field(default_factory=list)
     loss: float = 0.0
     planned: int = 0  # optimiser steps in all, where not its own epochs decide
+    start: dict[str, Tensor] = field(default_factory=dict)  # the head that it began with
 
     @property
     def head(self) -> Head:
@@ -131,8 +144,12 @@ class Learner:
 
     def rate(self) -> float:
         """Share of the full learning rate at this step: linear up, linear down."""
-        total = self.planned or self.steps * self.epochs
-        return min(1.0, (self.step + 1) / max(1.0, WARM * total)) * max(0.0, 1 - self.step / total)
+        return min(1.0, (self.step + 1) / max(1.0, WARM * self.total)) * max(0.0, 1 - self.step / self.total)
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps in all."""
+        return self.planned or self.steps * self.epochs
 
     def state(self) -> dict[str, Tensor]:
         named = {"theta": self.theta, "m": self.m, "v": self.v, "best": self.best, "held": self.held}
@@ -150,23 +167,34 @@ class Learner:
 
 
 class Trainer:
-    """Trains slots of ``banks`` (their delta's settings; the slots themselves live with the learners until done)."""
+    """Trains slots of ``banks`` (their delta's settings; the slots themselves live with the learners until done).
+
+    What no learner holds comes from ``library``, rows [slots, n] by table, and stays as it is. ``routes`` says which slots
+    the rows of learner j (from 1) take, ``learning`` which tables learn, ``begin`` with which numbers a task's slot begins.
+    """
 
     def __init__(
-        self, features: Features, banks: Sequence[Bank], rates: Sequence[float], folder: Path, seed: int, patience: int = 3
-    ) -> None:
+        self, features: Features, banks: Sequence[Bank], rates: Sequence[float], folder: Path, seed: int, patience: int = 3,
+        routes: Routes = Route.to, library: Mapping[str, Tensor] | None = None,
+        learning: Set[str] = frozenset(("own", "keys", "gate")), begin: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> None:  # fmt: skip
         self.features, self.banks, self.rates = features, list(banks), list(rates)
         self.folder, self.seed, self.patience = folder, seed, patience
+        self.routes, self.library, self.learning, self.begin = routes, dict(library or {}), learning, begin or {}
         self.adapted = Adapted(features.backbone.f, self.banks, features.tail)
+        self.penal = {i: bank for i, bank in enumerate(self.banks) if type(bank.delta).penalty is not Delta.penalty}
+        self.common = False  # whether all rows of a step train the same slots
 
     def learner(self, job: Job, head: Head, epochs: int, key: str) -> Learner:
         """A fresh learner from the probe's head, or where its last checkpoint left it."""
         theta: dict[str, Tensor] = {}
         for i, bank in enumerate(self.banks):
             rng = seeded(self.seed, job.name, "init", i)
-            theta |= {f"{i}.{table}": row for table, row in bank.flat(bank.fresh(rng)).items()}
-        theta |= {f"head.{n}": t.clone() for n, t in head.items()}
-        learner = Learner(job, theta, epochs, best={n: t.clone() for n, t in theta.items()})
+            slot = {} if f"{i}.own" in self.library else bank.flat(bank.fresh(rng, seen(self.features, bank, job)))
+            gate = {"gate": bank.tables["gate"].row(bank.gates(rng))} if bank.tables["gate"].n else {}
+            theta |= {f"{i}.{table}": row for table, row in (slot | gate).items()}
+        theta |= dict(self.begin.get(job.name, {})) | {f"head.{n}": t.clone() for n, t in head.items()}
+        learner = Learner(job, theta, epochs, best={n: t.clone() for n, t in theta.items()}, start=dict(head))
         if saved := recall(self.file(job, key)):
             learner.restore(*saved)
         return learner
@@ -174,36 +202,98 @@ class Trainer:
     def file(self, job: Job, key: str) -> Path:
         return self.folder / f"{digest(job.name)}-{key}.safetensors"
 
+    def learns(self, name: str) -> bool:
+        """Whether a table's numbers learn: own ones, and those of a trained gate."""
+        i, _, table = name.partition(".")
+        return table in self.learning and (table == "own" or self.banks[int(i)].gate.trained)
+
     def place(self, learners: Sequence[Learner], leaves: bool) -> dict[str, Tensor]:
         """Puts the learners' rows in front of the banks, row 0 zero; returns the leaves."""
         out: dict[str, Tensor] = {}
         for i, bank in enumerate(self.banks):
-            for table in bank.slot_tables:
+            for table in (*bank.slot_tables, "gate"):
                 name = f"{i}.{table}"
-                rows = [learner.theta[name] for learner in learners]
-                leaf = torch.stack([torch.zeros_like(rows[0]), *rows])
-                if leaves and leaf.numel() and not table.startswith("fixed"):
-                    out[name] = leaf.requires_grad_()
+                if name in self.library:
+                    leaf = torch.cat([torch.zeros_like(self.library[name][:1]), self.library[name]])
+                elif name in learners[0].theta:
+                    rows = [learner.theta[name] for learner in learners]
+                    leaf = torch.stack([torch.zeros_like(rows[0]), *rows])
+                    if leaves and leaf.numel() and self.learns(name):
+                        out[name] = leaf.requires_grad_()
+                else:
+                    continue
                 self.adapted.sources[i][table] = leaf
         return out
 
     def step(self, work: Sequence[tuple[Learner, list[int]]]) -> None:
         """One optimiser step of several learners, each on its own rows."""
-        learners = [learner for learner, _ in work]
-        leaves = self.place(learners, leaves=True)
+        learners, t = [learner for learner, _ in work], len(work)
+        anchored = any(bank.delta.anchor for bank in self.banks)
+        leaves = self.place(learners * (1 + anchored), leaves=True)
         heads = [leaves_of(learner.head) for learner in learners]
-        losses = self.losses(work, heads, range(1, len(work) + 1))
-        torch.stack([loss for loss in losses]).sum().backward()
+        losses = self.losses(work, heads, range(1, t + 1))
+        if anchored:  # in rows of their own, so that the two gradients stay apart
+            fixed = [{n: t.detach() for n, t in head.items()} for head in heads]
+            losses += self.losses(work, fixed, range(t + 1, 2 * t + 1), anchor=True)
+        torch.stack(losses).sum().backward()
         for j, (learner, head) in enumerate(zip(learners, heads, strict=True)):
             learner.loss += float(losses[j].detach())
             grads = {n: leaf.grad[j + 1] for n, leaf in leaves.items() if leaf.grad is not None}
+            more = {n: leaf.grad[j + 1 + t] for n, leaf in leaves.items() if leaf.grad is not None} if anchored else None
+            still = self.refine(learner, grads, more)
             grads |= {f"head.{n}": t.grad for n, t in head.items() if t.grad is not None}
-            self.update(learner, grads)
+            self.update(learner, grads, still)
 
-    def losses(self, work: Sequence[tuple[Learner, list[int]]], heads: Sequence[Head], slots: Sequence[int]) -> list[Tensor]:
-        """The mean loss of each learner's rows."""
+    def refine(self, learner: Learner, grads: dict[str, Tensor], anchor: Mapping[str, Tensor] | None = None) -> set[str]:
+        """Lets the deltas that do change numbers and gradients after a backward; names whose zero gradients mean: stay."""
+        still, done = set(), (learner.step + 1) / learner.total
+        for i, bank in enumerate(self.banks):
+            name = f"{i}.own"
+            if type(bank.delta).refine is Delta.refine or name not in grads:
+                continue
+            whole = bank.tree({t: learner.theta[f"{i}.{t}"].flatten() for t in bank.slot_tables})
+            keys = {s: {n: t for n, t in p.items() if n.startswith("key.")} for s, p in whole.items()}
+            own = {s: {n: t for n, t in p.items() if not n.startswith("key.")} for s, p in whole.items()}
+            pull = None if anchor is None else bank.tables["own"].split(anchor[name])
+            own, grad = bank.delta.refine(own, bank.tables["own"].split(grads[name].flatten()), done, pull)
+            flat = bank.flat({s: p | keys.get(s, {}) for s, p in own.items()})
+            learner.theta |= {f"{i}.{t}": row.view_as(learner.theta[f"{i}.{t}"]) for t, row in flat.items()}
+            grads[name] = bank.tables["own"].row(grad).view_as(grads[name])
+            still.add(name)
+        return still
+
+    def penalty(self, owners: list[int]) -> dict[int, Tensor]:
+        """What the deltas add to the loss for one pass, by owner and times its rows; a common slot sees the rows of all."""
         out: dict[int, Tensor] = {}
+        groups = [sorted(set(owners))] if self.common else [[o] for o in sorted(set(owners))]
+        for group in groups:
+            rows = torch.tensor([r for r, o in enumerate(owners) if o in group])
+            who, slots = torch.tensor(owners)[rows], self.routes(group).ids.flatten()
+            for i, bank in self.penal.items():
+                shared = bank.tables["shared"].split(bank.tables["shared"].data[1]).get("", {})
+                parts = [bank.tables[t].split(self.adapted.sources[i][t][slots]) for t in bank.slot_tables if t != "keys"]
+                for site in bank.sites:
+                    at = (self.adapted.seen or {})[site.key]
+                    at = at._replace(x=at.x[rows].float(), y=at.y[rows].float(), mask=at.mask[rows])
+                    own = {n: t for part in parts for n, t in part.get(site.key, {}).items()}
+                    p = {n: t.mean(0) if t.is_floating_point() else t[0] for n, t in own.items()}  # copies of the same numbers
+                    for o in group:
+                        out[o] = out.get(o, torch.zeros(())) + bank.delta.penalty(p | shared, at, who) * owners.count(o)
+        return out
+
+    def losses(
+        self, work: Sequence[tuple[Learner, list[int]]], heads: Sequence[Head], slots: Sequence[int], anchor: bool = False
+    ) -> list[Tensor]:
+        """The mean loss of each learner's rows; ``anchor``: how far its answers are from those of its start on f alone."""
+        out: dict[int, Tensor] = {}
+        more: dict[int, Tensor] = {}
         d = self.features.backbone.d
+
+        def watch(owners: list[int]) -> None:
+            for o, value in self.penalty(owners).items():
+                more[o] = more.get(o, torch.zeros(())) + value
+
+        self.adapted.seen = {} if self.penal and not anchor else None
         for words in (False, True):
             mine = [j for j, (learner, _) in enumerate(work) if learner.job.kind.words is words and not learner.job.kind.speaks]
             rows = {j: [learned(work[j][0].job, work[j][0].job.parts["train"])[r] for r in work[j][1]] for j in mine}
@@ -211,22 +301,29 @@ class Trainer:
             if not flat:
                 continue
             units, owners = zip(*flat, strict=True)
-            z = iter(encode(self.features, self.adapted, units, owners, words))
+            watched = watch if self.adapted.seen is not None else None
+            z = iter(encode(self.features, self.adapted, units, owners, words, self.routes, watched))
             for j in mine:
                 job = work[j][0].job
                 counts = job.counts(self.features, rows[j])
                 x = joined(job.kind, torch.cat([next(z) for row in rows[j] for _ in row]), [len(r) for r in rows[j]], d)
                 y = job.parts["train"].y
                 y = y[work[j][1]] if isinstance(y, Tensor) else [y[r] for r in work[j][1]]
-                out[j] = job.kind.loss(apply(heads[j], x), y, counts).mean()
+                if anchor:
+                    was = apply(work[j][0].start, inputs(job, rows[j], frozen(self.features, job), counts, d))
+                    out[j] = job.kind.drift(apply(heads[j], x), was).mean()
+                else:
+                    out[j] = job.kind.loss(apply(heads[j], x), y, counts).mean()
+                    out[j] = out[j] + more.get(slots[j], 0.0) / sum(map(len, rows[j]))
+        self.adapted.seen = None
         for j in range(len(work)):
             if j not in out:
                 asked = [work[j][0].job.parts["train"].units[r][0] for r in work[j][1]]
-                out[j] = said(self.features, self.adapted, work[j][0].job, asked, slots[j])
+                out[j] = said(self.features, self.adapted, work[j][0].job, asked, slots[j], self.routes)
         return [out[j] for j in range(len(work))]
 
-    def update(self, learner: Learner, grads: dict[str, Tensor]) -> None:
-        """Clipped Adam (Kingma and Ba 2015, arXiv:1412.6980) on one learner's numbers."""
+    def update(self, learner: Learner, grads: dict[str, Tensor], still: Set[str] = frozenset()) -> None:
+        """Clipped Adam (Kingma and Ba 2015, arXiv:1412.6980) on one learner's numbers; in ``still``, a zero gradient stays."""
         rate = learner.rate()
         learner.step += 1
         t = learner.step
@@ -238,12 +335,13 @@ class Trainer:
                 g = grads[n] / norm.clamp(min=1.0)
                 m = learner.m[n] = learner.m.get(n, torch.zeros_like(g)).lerp(g, 0.1)
                 v = learner.v[n] = learner.v.get(n, torch.zeros_like(g)).lerp(g * g, 0.001)
-                learner.theta[n] = learner.theta[n] - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+                move = lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+                learner.theta[n] = learner.theta[n] - (torch.where(g == 0, 0, move) if n in still else move)
 
     def view(self, learner: Learner) -> View:
         """Features of units under a learner's slot, until the next step or view."""
         self.place([learner], leaves=False)
-        return Slot(self.features, self.adapted, learner.job.kind.words)
+        return Slot(self.features, self.adapted, learner.job.kind.words, self.routes)
 
     @torch.no_grad()
     def close(self, learner: Learner, key: str) -> None:

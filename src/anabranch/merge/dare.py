@@ -2,19 +2,19 @@
 
     t_i = d_i * m_i / density,  m_i ~ Bernoulli(density);  d = scale * sum_t t
 
-``density``: share that is kept. ``scale``: of the sum. ``seed``: of the masks, which also depend on the site's name.
+``density``: share that is kept. ``scale``: of the sum. ``seed``: of the masks, which also depend on the site's name and
+on the task's place: a task's mask does not change with the tasks behind it.
 """
 
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
+from anabranch.merge._parts import draws, drop, sweep
 from anabranch.types import Positive, Share
 
-promises = frozenset({"scale"})
+promises = frozenset({"scale", "shape"})
 neutral = {"density": 1.0, "scale": 1.0}
 
 
@@ -28,12 +28,5 @@ def dare(
     seed: int = 0,
 ) -> Tensor:
     """rows [t, *shape] -> [*shape]."""
-    return scale * drop(rows, site, density, seed).sum(0)
-
-
-def drop(rows: Tensor, site: Any, density: float, seed: int) -> Tensor:
-    """Each number stays with probability ``density``, divided by it, else becomes 0."""
-    name = getattr(site, "key", site) or ""
-    rng = Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-    kept = torch.rand(rows.shape, generator=rng) < density
-    return torch.where(kept.to(rows.device), rows / density, 0)
+    streams = draws(len(rows), site, seed)
+    return sweep(rows, lambda d: drop(d, density, streams).sum(0)).mul_(scale)

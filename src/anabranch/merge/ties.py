@@ -12,12 +12,12 @@ without it each tensor keeps its own share, as merges of big checkpoints do.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from anabranch.merge._parts import agree, keep, ranked, sweep, trim
 from anabranch.types import Positive, Share
 
-promises = frozenset({"order", "scale"})
+promises = frozenset({"order", "scale", "shape"})
 neutral = {"density": 1.0, "scale": 1.0}
 
 
@@ -30,17 +30,8 @@ def ties(
     scale: Positive = 1.0,
 ) -> Tensor:
     """rows [t, *shape] -> [*shape]."""
-    kept = trim(rows.flatten(1), density, whole)
-    total = kept.sum(0)
-    agree = torch.where(kept * total.sign() > 0, kept, 0)
-    return (scale * agree.sum(0) / (agree != 0).sum(0).clamp(min=1)).view(rows.shape[1:])
-
-
-def trim(flat: Tensor, density: float, whole: Mapping[str, Any] | None = None) -> Tensor:
-    """[t, n] -> [t, n] with the smallest numbers of each row set to 0; of equal numbers at the edge all stay."""
-    n, size = flat.shape[1], flat.abs()
     if whole is not None and "threshold" in whole:
-        edge = whole["threshold"].to(flat)[:, None]
+        edge = whole["threshold"].to(rows)[:, None]
     else:
-        edge = size.kthvalue(n - max(1, round(density * n)) + 1, dim=1, keepdim=True).values
-    return torch.where(size >= edge, flat, 0)
+        edge = ranked(rows, keep(density, rows[0].numel()))[0]
+    return sweep(rows, lambda d: agree(trim(d, edge))).mul_(scale)

@@ -52,6 +52,12 @@ class Kind(ABC):
     def loss(self, out: Tensor, y: Targets, counts: Sequence[int]) -> Tensor:
         """Outputs and targets of n rows -> losses [n]; counts = units (words) of each row."""
 
+    def drift(self, out: Tensor, was: Tensor) -> Tensor:
+        """How far outputs [n, c] are from earlier ones, [n]: KL of the softmaxes, or squared differences of numbers."""
+        if len(self.labels) < 2:
+            return (out - was).square().mean(-1)
+        return torch.nn.functional.kl_div(out.log_softmax(-1), was.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+
     @abstractmethod
     def answer(self, out: Tensor, counts: Sequence[int], post: Post) -> tuple[list[Any], list[Any]]:
         """Outputs -> (predictions in the label encoding, scores), one per row."""

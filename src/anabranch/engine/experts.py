@@ -1,0 +1,207 @@
+"""The experts of a library: where they come from, and many of them as slots of one bank."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Generator
+
+from anabranch.core.bank import Bank
+from anabranch.core.delta import Delta, Params, Tree
+from anabranch.core.fold import Change, changes
+from anabranch.core.gate import Gate
+from anabranch.core.names import card
+from anabranch.core.site import Site
+from anabranch.delta.dense import Dense
+from anabranch.delta.lora import Lora
+from anabranch.engine.backbone import Backbone
+from anabranch.engine.exchange import CONFIG, from_peft
+from anabranch.engine.model import Model, Served, backbone_of
+from anabranch.engine.store import open_bundle, same_backbone
+from anabranch.errors import InputError
+from anabranch.gate.by_task import ByTask
+
+Source = Path | str | Model | Bank
+EMPTY = "an empty library: it needs at least one run, bundle, PEFT folder or bank with a delta, got "
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One trained change of f: its slot in each bank of its source, and the tasks that answer through it."""
+
+    name: str
+    source: str
+    parts: tuple[tuple[Bank, int], ...]
+    tasks: Mapping[str, Served] = field(default_factory=dict)
+
+    @property
+    def alone(self) -> tuple[Bank, int] | None:
+        """Its only part, or None."""
+        return self.parts[0] if len(self.parts) == 1 else None
+
+
+def label(source: Source, number: int) -> str:
+    path = source.folder if isinstance(source, Model) else source
+    if isinstance(path, Bank):
+        return f"bank {number}"
+    path = Path(path)
+    return path.parent.name if path.name == "bundle" else path.name
+
+
+def backbone_for(sources: Sequence[Source], backbone: Backbone | str | None) -> Backbone:
+    if isinstance(backbone, Backbone):
+        return backbone
+    if isinstance(backbone, str):
+        return backbone_of(backbone, "float32")
+    for source in sources:
+        if isinstance(source, Model):
+            return source.backbone
+        if isinstance(source, (str, Path)) and not (Path(source) / CONFIG).is_file():
+            bundle = open_bundle(Path(source))[1]
+            return backbone_of(bundle["backbone"]["id"], bundle["dtype"])
+    if not sources:
+        raise InputError(f"{EMPTY}no sources")
+    raise InputError("banks and PEFT folders do not name their backbone: pass backbone='minilm', a folder, or a Backbone")
+
+
+def experts_of(name: str, source: Source, backbone: Backbone) -> list[Expert]:
+    if isinstance(source, (str, Path)) and (Path(source) / CONFIG).is_file():
+        source = from_peft(backbone.f, source)
+    if isinstance(source, Bank):
+        fits(name, source, backbone)
+        many = len(source) > 1
+        return [Expert(f"{name}/{i}" if many else name, name, ((source, i),)) for i in range(1, len(source) + 1)]
+    if not isinstance(source, Model):
+        folder, bundle = open_bundle(Path(source))
+        same_backbone(backbone, bundle, folder)
+        source = Model(folder, bundle, backbone)
+    same_backbone(backbone, source.bundle, Path(source.folder))
+    shared = source.bundle.get("shared") or {}
+    first, many = shared.get("bank") or len(source.banks), shared.get("slots", 0)
+    slots: dict[int, dict[str, Served]] = {}
+    for task, served in source.served.items():
+        if served.slot:  # else it answers from f alone, or through a gate
+            slots.setdefault(served.slot, {})[task] = served
+    own = []
+    for slot, tasks in slots.items():
+        called = next(iter(tasks)) if len(tasks) == 1 else f"{name} shared"
+        own.append(Expert(called, name, tuple((bank, slot) for bank in source.banks[:first]), tasks))
+    skills = [tuple((bank, i) for bank in source.banks[first:]) for i in range(1, many + 1)]
+    if any(bank.gate.library for bank in source.banks[first:]):  # copies of the tasks' own slots, with keys
+        named = dict(zip(shared.get("of", ()), skills, strict=False))
+        found = [Expert(n, name, parts, {n: source.served[n]} if n in source.served else {}) for n, parts in named.items()]
+        return found or own
+    return own + [Expert(f"{name} skill {i}", name, parts) for i, parts in enumerate(skills, 1)]
+
+
+def fits(name: str, bank: Bank, backbone: Backbone) -> None:
+    """InputError when a bank was made for another f."""
+    modules = dict(backbone.f.named_modules())
+    for site in bank.sites:
+        gone = [n for n in (site.name, site.read) if n not in modules]
+        W = None if gone else site.weight(backbone.f)[0]
+        want = {"norm": (site.d_out,), "embedding": (site.d_in, site.d_out)}.get(site.kind, (site.d_out, site.d_in))
+        if gone or (W is not None and tuple(W.shape) != want):
+            got = "which it lacks" if gone else f"which is {list(W.shape) if W is not None else W} there"
+            raise InputError(
+                f"{name} was made for another backbone than {backbone.id}: it sits at {site.key} {list(want)}, {got}"
+            )
+
+
+def renamed(expert: Expert, name: str) -> Expert:
+    tasks = {(name if task == expert.name else f"{expert.source}/{task}"): s for task, s in expert.tasks.items()}
+    return Expert(name, expert.source, expert.parts, tasks)
+
+
+def together(experts: Sequence[Expert], backbone: Backbone, dense: bool = False) -> Bank:
+    """The experts as slots of one bank (fp32, by_task), in their order; ``dense``: as changes of weights in any case."""
+    alone = [e.alone for e in experts]
+    parts = [part for part in alone if part is not None]
+    first = experts[0].parts[0][0]
+    if not dense and len(parts) == len(experts) and all(alike(first, bank) for bank, _ in parts):
+        return stacked(first.delta, first.sites, [bare(bank, slot) for bank, slot in parts], first.tables["shared"].get(1))
+    sites = list({s.key: s for e in experts for bank, _ in e.parts for s in bank.sites}.values())
+    if not dense and len(parts) == len(experts) and all(isinstance(bank.delta, Lora) for bank, _ in parts):
+        rank = max(bank.delta.rank for bank, _ in parts)  # type: ignore[attr-defined]
+        return stacked(Lora(rank, float(rank)), sites, [padded(bank, slot, sites, rank) for bank, slot in parts], {"": {}})
+    return stacked(Dense(), sites, dense_slots(experts, sites, backbone), {"": {}})
+
+
+def alike(a: Bank, b: Bank) -> bool:
+    """Whether slots of both can be slots of one bank."""
+    layouts = [{t: k.tables[t].layout for t in k.slot_tables if t != "keys"} for k in (a, b)]
+    same = torch.equal(a.tables["shared"].data.float(), b.tables["shared"].data.float())
+    return a.delta == b.delta and a.sites == b.sites and layouts[0] == layouts[1] and same
+
+
+def bare(bank: Bank, slot: int) -> Tree:
+    """A slot without keys, floats in fp32."""
+    return {s: {n: t.float() if t.is_floating_point() else t for n, t in p.items() if not n.startswith("key.")}
+            for s, p in bank.take(slot).items()}  # fmt: skip
+
+
+def padded(bank: Bank, slot: int, sites: Sequence[Site], rank: int) -> Tree:
+    """A LoRA slot at another rank, its scale in b; zeros at sites that it does not have."""
+    own, delta, pad = bare(bank, slot), bank.delta, torch.nn.functional.pad
+    assert isinstance(delta, Lora)
+    zero = {s.key: {"a": torch.zeros(s.d_in, rank), "b": torch.zeros(rank, s.d_out)} for s in sites}
+    more, scale = rank - delta.rank, delta.alpha / delta.rank
+    return zero | {k: {"a": pad(p["a"], (0, more)), "b": pad(p["b"] * scale, (0, 0, 0, more))} for k, p in own.items()}
+
+
+def dense_slots(experts: Sequence[Expert], sites: Sequence[Site], backbone: Backbone) -> list[Tree]:
+    """Each expert's change of f's weights, summed over its banks, with zeros where it changes nothing."""
+    found: list[dict[str, Change]] = []
+    for expert in experts:
+        whole: dict[str, Change] = {}
+        for bank, slot in expert.parts:
+            try:
+                change = changes(backbone.f, bank, slot)
+            except InputError as error:
+                raise InputError(
+                    f"expert {expert.name}: {error}; such experts share a library only with their own kind"
+                ) from None
+            for key, (W, b) in change.items():
+                old = whole.get(key, (None, None))
+                whole[key] = (W if old[0] is None else old[0] if W is None else old[0] + W,
+                              b if old[1] is None else old[1] if b is None else old[1] + b)  # fmt: skip
+        found.append(whole)
+    biased = {key for whole in found for key, (_, b) in whole.items() if b is not None}
+    trees = []
+    for whole in found:
+        tree: Tree = {}
+        for site in sites:
+            shape = {"norm": (site.d_out,), "embedding": (site.d_in, site.d_out)}.get(site.kind, (site.d_out, site.d_in))
+            W, b = whole.get(site.key, (None, None))
+            tree[site.key] = {"W": torch.zeros(shape) if W is None else W}
+            if site.key in biased:
+                tree[site.key]["b"] = torch.zeros(site.d_out) if b is None else b
+        trees.append(tree)
+    return trees
+
+
+def stacked(delta: Delta, sites: Sequence[Site], slots: Sequence[Tree], shared: Tree) -> Bank:
+    bank = Bank(delta, ByTask(), list(sites))
+    bank.adopt(slots[0], {}, shared or {"": {}})
+    bank.add(slots)
+    return bank
+
+
+def keys_of(expert: Expert, gate: Gate, site: Site, p: Params, rng: Generator, seen: Params | None) -> Params:
+    """An expert's key at one site: as it was learned with the expert, else read from its own numbers or its inputs."""
+    source = expert.alone
+    own = source[0].take(source[1]).get(site.key, {}) if source else {}
+    learned = {n[4:]: t.float() for n, t in own.items() if n.startswith("key.")}
+    if learned and source is not None and type(source[0].gate) is type(gate):
+        return learned
+    factors = source is not None and own and type(source[0].delta) in (Lora, Dense)
+    mine = {n: t for n, t in own.items() if not n.startswith("key.")} if factors else p  # unpadded: the others do not matter
+    keys = gate.key(site, mine, rng, seen)
+    if keys and gate.trained and not gate.needs:
+        name = card(gate)["method"].partition(".")[2]
+        raise InputError(
+            f"gate {name} has keys that are learned, and {expert.name} was fitted without: fit it with gate: {name}, or use"
+            " arrow, which reads its keys from the experts"
+        )
+    return keys

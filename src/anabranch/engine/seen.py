@@ -1,0 +1,59 @@
+"""What a delta's or gate's ``init`` may ask about its site: statistics of the inputs of a task, and f's weight there."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anabranch.core.adapt import Adapted
+from anabranch.core.bank import Bank
+from anabranch.core.delta import Params
+from anabranch.engine.features import Features
+from anabranch.engine.job import Job
+
+SAMPLE = 256  # texts of a task from which its statistics are taken
+
+
+@torch.no_grad()
+def seen(features: Features, bank: Bank, job: Job) -> dict[str, Params] | None:
+    """Site key -> those of mean [d_in], cov [d_in, d_in] = E[x x^T] over real tokens, W [d_out, d_in] that are needed; fp32."""
+    needs = bank.delta.needs | bank.gate.needs
+    if not needs:
+        return None
+    sums: dict[str, list[Tensor]] = {s.key: [] for s in bank.sites}
+    if needs & {"mean", "cov"}:
+        _collect(features, bank, sorted({u for row in job.parts["train"].units[:SAMPLE] for u in row})[:SAMPLE], sums)
+    out: dict[str, Params] = {}
+    for site in bank.sites:
+        W = site.weight(features.backbone.f)[0]
+        found = {"W": W.detach().float()} if "W" in needs and W is not None else {}
+        if sums[site.key]:
+            count, total, square = sums[site.key]
+            found |= {"mean": total / count, "cov": square / count}
+        out[site.key] = {n: t for n, t in found.items() if n in needs}
+    return out
+
+
+def _collect(features: Features, bank: Bank, units: list[int], sums: dict[str, list[Tensor]]) -> None:
+    """Adds count, sum and second moments of each site's inputs over the real tokens of units."""
+    adapted, mask = Adapted(features.backbone.f, [], features.tail), [torch.zeros(0)]
+
+    def hook(key: str) -> Any:
+        def read(_: Any, args: tuple[Any, ...], out: Any) -> None:
+            x = args[0] if args and args[0].is_floating_point() else out
+            x = x[mask[0].bool()].float()
+            parts = [torch.tensor(float(len(x))), x.sum(0), x.mT @ x]
+            sums[key] = [a + b for a, b in zip(sums[key] or parts, parts if sums[key] else [0, 0, 0], strict=True)]
+
+        return read
+
+    handles = [adapted.f.get_submodule(s.read or s.name).register_forward_hook(hook(s.key)) for s in bank.sites]
+    try:
+        for length in sorted({features.length(u) for u in units}):
+            batch = [u for u in units if features.length(u) == length]
+            entry, hidden = features.entry(batch)
+            mask[0] = entry["attention_mask"]
+            adapted(entry, None, hidden)
+    finally:
+        for handle in handles:
+            handle.remove()

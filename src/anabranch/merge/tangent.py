@@ -1,0 +1,75 @@
+"""Task arithmetic in the tangent space: models that are linear in their task vectors (Ortiz-Jimenez et al. 2023,
+arXiv:2305.12827).
+
+    f_lin(x; D) = f(x) + d/dw f(x; w D) at w = 0   (one forward-mode product with the Jacobian);   D = scale * sum_t D_t
+
+f_lin is linear in D, so what task t adds to an answer is the same beside any other tasks: ``linearised`` runs it, for rows
+of many tasks at once, and ``disentanglement`` measures how far a model is from that. Running ordinary task vectors with
+``linearised`` is the paper's post-hoc linearisation. ``scale``: of the sum.
+
+A recipe: ``train("dense", base, share, tangent=True)`` trains one slot per task of which rows are answered by ``linearised``
+and returns their bank; the merged slot is to be run in the same way.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
+
+from anabranch.core.adapt import Adapted
+from anabranch.core.bank import Bank
+from anabranch.core.route import Route
+from anabranch.merge._trees import combined, dense, several, trees_of
+from anabranch.types import Positive
+
+rows = ("tangent-task-arithmetic",)
+takes = (2, None)
+
+
+def tangent(train: Callable[..., Bank], adapted: Adapted, tasks: Any, *, scale: Positive = 0.4) -> Bank:
+    """One dense slot for all tasks, to be run by :func:`linearised`."""
+    several(len(tasks), "tangent")
+    bank = train("dense", {}, 1.0, tangent=True)
+    return dense(bank.sites, [combined(trees_of(adapted.f, bank), bank.sites, {"task_arithmetic": {"scale": scale}})])
+
+
+def linearised(adapted: Adapted, inputs: Mapping[str, Tensor], ids: Tensor, w: Tensor | None = None) -> Any:
+    """The answers of f_lin: ids [b, k] slots of the rows, w [b, k] their weights, 1 unless given. As ``adapted(inputs, ...)``.
+
+    Differentiable in the slots. Attention runs without its fused kernels, which know no forward mode; models that
+    would return a cache of keys and values take use_cache=False among their inputs.
+    """
+    w = torch.ones(ids.shape) if w is None else w
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch.jit.script.*", DeprecationWarning)  # torch's own, at its first jvp
+        found = jvp(lambda at: adapted(inputs, Route(ids, at)), (torch.zeros_like(w),), (w,))
+    return tree_map(torch.add, found[0], found[1])
+
+
+def differing(a: Tensor, b: Tensor) -> Tensor:
+    """The share of rows whose highest answers differ: logits [n, c] twice -> a number."""
+    return (a.argmax(-1) != b.argmax(-1)).float().mean()
+
+
+def disentanglement(
+    answer: Callable[[int, Tensor], Tensor],
+    first: Sequence[float],
+    second: Sequence[float],
+    distance: Callable[[Tensor, Tensor], Tensor] = differing,
+) -> Tensor:
+    """The error xi of two tasks at weights first x second -> [len(first), len(second)]: 0 where neither disturbs the other.
+
+    ``answer(t, w [2])``: the answers [n, c] to rows of task t in 0, 1 of the model with w_0 D_0 + w_1 D_1.
+    xi(w) = sum_t distance(answer(t, w_t alone), answer(t, w)).
+    """
+    out = torch.zeros(len(first), len(second))
+    for i, a in enumerate(first):
+        for j, b in enumerate(second):
+            w = torch.tensor([a, b])
+            out[i, j] = sum(distance(answer(t, w * torch.eye(2)[t]), answer(t, w)) for t in (0, 1))
+    return out

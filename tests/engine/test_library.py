@@ -1,0 +1,375 @@
+"""Libraries: what is in them, which experts are alike, and rows that come without a task."""
+
+import shutil
+
+import pytest
+import torch
+from engine import _tiny as tiny
+
+import anabranch as ab
+from anabranch.core.adapt import Adapted
+from anabranch.core.bank import Bank
+from anabranch.core.fold import fold
+from anabranch.core.names import every, make
+from anabranch.core.route import Route
+from anabranch.core.site import find
+from anabranch.engine import exchange, store
+from anabranch.engine.experts import together
+from anabranch.engine.library import Library
+from anabranch.engine.model import backbone_of, load
+from anabranch.errors import InputError
+
+SITES = ["attention.query[-1:]", "attention.value[-1:]"]
+TEXTS = ["the red cat sits", "a blue owl walks near ann", "w1 w2 w3", ""]
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return backbone_of(str(tiny.home() / "bert"), "float32")
+
+
+@pytest.fixture(scope="module")
+def out():
+    """A run whose tasks all kept a slot of their own."""
+    place = tiny.home() / "library"
+    if not place.exists():
+        names = ["classify", "multilabel", "pair"]
+        tiny.fit(tiny.plan(tiny.home() / "bert", tiny.home() / "data", names, delta={"lora": {"rank": 2, "alpha": 2.0}}), place)
+        folder, bundle = store.open_bundle(place)
+        made, rng = store.bank_of(bundle["banks"][0]), torch.Generator().manual_seed(5)
+        for name, record in bundle["tasks"].items():  # whatever fit chose: it is slots that matter here
+            tree = {
+                f"0/{s.key}": {n: torch.randn(t.shape, generator=rng) for n, t in made.delta.init(s, rng).items()}
+                for s in made.sites
+            }
+            _, head, post, *_ = store.parts_of(folder, record["file"])
+            bundle["tasks"][name] = store.save_task(folder, record | {"rung": "delta"}, store.pack(tree, "bf16"), head, post)
+        store.save(folder, bundle | {"shared": None})
+    return place
+
+
+def bank(f, delta="lora", seed=0, slots=2, at=SITES, spread=0.3):
+    rng = torch.Generator().manual_seed(seed)
+    made = Bank.make(make("delta", delta), make("gate", "by_task"), find(f, at), rng)
+    made.add([made.fresh(rng) for _ in range(slots)])
+    own = made.tables["own"].data
+    own[1:] += spread * torch.randn(own[1:].shape, generator=rng)
+    return made
+
+
+def lora(rank, alpha=2.0):
+    return {"lora": {"rank": rank, "alpha": alpha}}
+
+
+def inputs(backbone, texts):
+    return backbone.inputs([t.ids for t in backbone.tokens(texts)])
+
+
+def last(backbone, banks, texts, route):
+    return Adapted(backbone.f, banks)(inputs(backbone, texts), route).last_hidden_state
+
+
+# ---- what is in it
+
+
+def test_experts_are_listed_and_described(out, backbone):
+    library = ab.Library([out])
+    assert library.names == ["classify", "multilabel", "pair"] and len(library) == 3
+    assert repr(library).endswith("3 experts: classify, multilabel, pair)")
+    told = library.describe()[0]
+    assert told["source"] == "library" and told["tasks"]["classify"]["kind"] == "classify" and told["sites"] > 0
+    assert told["delta"][0]["method"] == "delta.lora" and told["delta"][0]["settings"]["rank"] == 2
+    assert told["numbers"] == library.experts[0].parts[0][0].tables["own"].n
+    assert [e.name for e in library] == library.names
+
+
+def test_all_sorts_of_sources(out, backbone, tmp_path):
+    made = bank(backbone.f, lora(3))
+    exchange.to_peft(backbone.f, made, 1, tmp_path / "peft", backbone.id)
+    library = Library({"run": load(out), "mine": made, "contributed": tmp_path / "peft"})
+    assert library.names == ["classify", "multilabel", "pair", "mine/1", "mine/2", "contributed"]
+    assert library.experts[-1].source == "contributed" and not library.experts[-1].tasks
+    assert Library([out / "bundle", made]).names[3:] == ["bank 2/1", "bank 2/2"]
+
+
+def test_skills_that_tasks_trained_together_are_experts_without_a_task(out, backbone):
+    model = load(out)
+    skills = Bank.make(make("delta", lora(2)), make("gate", "poly"), model.banks[0].sites, torch.Generator())
+    skills.add([model.banks[0].take(1), model.banks[0].take(2)])
+    model.banks.append(skills)
+    model.bundle = dict(model.bundle) | {"shared": {"bank": 1, "slots": 2, "tasks": []}}
+    library = Library([model])
+    assert library.names[3:] == ["library skill 1", "library skill 2"] and library.experts[3].parts == ((skills, 1),)
+    skills.gate = make("gate", "arrow")  # a gate over copies of the tasks' own slots adds no expert
+    assert Library([model]).names == ["classify", "multilabel", "pair"]
+    model.bundle["shared"]["of"] = ["pair", "gone"]  # unless the bundle says whose they are: they have keys
+    library = Library([model])
+    assert library.names == ["pair", "gone"] and library.experts[0].parts == ((skills, 1),)
+    assert [*library.experts[0].tasks] == ["pair"] and not library.experts[1].tasks
+
+
+def test_equal_names_are_told_apart_by_their_source(out, tmp_path):
+    shutil.copytree(out, tmp_path / "again")
+    library = Library([out, tmp_path / "again"])
+    assert library.names == [f"{s}/{t}" for s in ("library", "again") for t in ("classify", "multilabel", "pair")]
+    assert [*library.experts[3].tasks] == ["again/classify"]
+    with pytest.raises(InputError, match="two experts are called library/classify: give the sources other labels"):
+        Library([out, out])
+
+
+# ---- what cannot be one
+
+
+@pytest.mark.parametrize("sources", [[], {}])
+def test_an_empty_library(sources):
+    with pytest.raises(InputError, match="an empty library: it needs at least one .* got no sources"):
+        Library(sources)
+
+
+def test_sources_without_a_delta_are_an_empty_library(out, tmp_path):
+    shutil.copytree(out, tmp_path / "probes")
+    folder, bundle = store.open_bundle(tmp_path / "probes")
+    for record in bundle["tasks"].values():
+        _, head, post, *_ = store.parts_of(folder, record["file"])
+        record |= store.save_task(folder, record | {"rung": "probe"}, {}, head, post)
+    store.save(folder, bundle)
+    with pytest.raises(InputError, match="an empty library: .* got 1 sources whose tasks all answer from the probe"):
+        Library([tmp_path / "probes"])
+
+
+def test_an_expert_of_another_backbone(out, tmp_path):
+    other = backbone_of(str(tiny.bert(tmp_path / "other", seed=9)), "float32")
+    with pytest.raises(InputError, match="was made for backbone .* with fingerprint .* its deltas would not fit"):
+        Library([out], backbone=other)
+    with pytest.raises(InputError, match="was made for backbone .* with fingerprint"):
+        Library([load(out)], backbone=other)
+
+
+def test_a_bank_of_another_backbone(backbone):
+    from laws._nasty import backbone as random_backbone
+
+    wide = torch.nn.Sequential(torch.nn.Linear(6, 6))
+    with pytest.raises(InputError, match="bank 1 was made for another backbone than .*: it sits at 0 .*, which it lacks"):
+        Library([bank(wide, lora(2), at="0")], backbone=backbone)
+    made = bank(backbone.f, lora(2))
+    other = random_backbone("bert")
+    assert other.config.hidden_size == backbone.d
+    fine = [s for s in made.sites]
+    made.sites = [s.__class__(**(vars(s) | {"d_in": 7})) for s in fine]
+    with pytest.raises(InputError, match=r"it sits at .* \[32, 7\], which is \[32, 32\] there"):
+        Library([made], backbone=backbone)
+
+
+def test_banks_need_to_be_told_their_backbone(backbone):
+    with pytest.raises(InputError, match="banks and PEFT folders do not name their backbone: pass backbone="):
+        Library([bank(backbone.f)])
+    with pytest.raises(InputError, match=r"a list of sources, got a single one: put it in \[ \]"):
+        Library("runs/a")
+
+
+# ---- many kinds in one bank
+
+
+def test_ranks_are_padded_and_answers_stay(backbone):
+    a, b = (
+        bank(backbone.f, lora(2, 3.0)),
+        bank(backbone.f, lora(5, 1.0), seed=1, slots=1, at=["attention.query[-1:]", "mlp.in[-1:]"]),
+    )
+    library = Library([a, b], backbone=backbone)
+    joint = together(library.experts, backbone)
+    assert len(joint) == 3 and joint.delta == make("delta", lora(5, 5.0)) and len(joint.sites) == 3
+    for slot, (source, number) in enumerate([(a, 1), (a, 2), (b, 1)], 1):
+        want = last(backbone, [source], TEXTS, Route.to([number] * 4))
+        torch.testing.assert_close(last(backbone, [joint], TEXTS, Route.to([slot] * 4)), want, rtol=1e-4, atol=1e-5)
+
+
+def test_other_mixtures_become_dense(backbone):
+    made = [
+        bank(backbone.f, lora(2), slots=1),
+        bank(backbone.f, "offset", slots=1),
+        bank(backbone.f, "ia3", slots=1, at="attention.value[-1:]"),
+    ]
+    library = Library(made, backbone=backbone)
+    joint = together(library.experts, backbone)
+    assert type(joint.delta).__name__ == "Dense"
+    for slot, source in enumerate(made, 1):
+        state = fold(backbone.f, [(source, 1, 1.0)])
+        again = fold(backbone.f, [(joint, slot, 1.0)])
+        for name in state:
+            torch.testing.assert_close(again[name], state[name], rtol=1e-5, atol=1e-6)
+
+
+def test_experts_that_change_activations_are_alone_with_their_kind(backbone):
+    adapters = bank(backbone.f, "adapter", at="attention.out[-1:]")
+    assert len(together(Library([adapters], backbone=backbone).experts, backbone)) == 2
+    with pytest.raises(InputError, match="expert bank 1/1: Adapter changes activations, not weights.* only with their own kind"):
+        together(Library([adapters, bank(backbone.f)], backbone=backbone).experts, backbone)
+
+
+# ---- compared
+
+
+def test_likeness_is_the_cosine_of_the_changes(backbone):
+    """By the factors, as by the matrices written out; the dense way says the same."""
+    made = bank(backbone.f, lora(2), slots=3)
+    flat = torch.stack([torch.cat([(p["a"] @ p["b"]).flatten() for p in made.take(i).values()]) for i in (1, 2, 3)])
+    want = torch.nn.functional.cosine_similarity(flat[:, None], flat[None], dim=-1)
+    torch.testing.assert_close(Library([made], backbone=backbone).similar(), want, rtol=1e-4, atol=1e-4)
+    mixed = Library([made, bank(backbone.f, "offset", slots=1)], backbone=backbone).similar()
+    torch.testing.assert_close(mixed[:3, :3], want, rtol=1e-4, atol=1e-4)
+    assert mixed[3, :3].abs().max() < 1e-6 and mixed[3, 3] == pytest.approx(1)  # a bias has nothing of a weight
+    other = Library([bank(backbone.f, "adapter", at="attention.out[-1:]")], backbone=backbone).similar()
+    assert other.diagonal().tolist() == pytest.approx([1, 1])
+
+
+def families(f, groups=3, members=3):
+    """LoRAs around a few centres, in mixed order."""
+    made, rng = bank(f, lora(2), slots=0), torch.Generator().manual_seed(0)
+    centres = [torch.randn(made.tables["own"].n, generator=rng) for _ in range(groups)]
+    rows = [(1 + i) * (c + 0.2 * torch.randn(c.shape, generator=rng)) for i in range(members) for c in centres]
+    made.add([made.tree({"own": row, "keys": torch.zeros(0)}) for row in rows])
+    return made
+
+
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_clusters_are_the_families(backbone, k):
+    """Sizes of the changes do not count, and k-means in the space that they span is k-means on the changes themselves."""
+    library = Library({"e": families(backbone.f)}, backbone=backbone)
+    found = library.clusters(k)
+    assert [*found] == [f"cluster {i}" for i in range(1, k + 1)] and found == library.clusters(k)
+    assert sorted(n for members in found.values() for n in members) == sorted(library.names)
+    if k == 3:
+        assert [*found.values()] == [["e/1", "e/4", "e/7"], ["e/2", "e/5", "e/8"], ["e/3", "e/6", "e/9"]]
+    gate = make("gate", {"enforced": {"domains": found}})  # and so they train one expert each
+    assert max(s for [s] in gate.candidates(library.names)) == k
+
+
+@pytest.mark.parametrize("k", [0, 10, -1])
+def test_more_clusters_than_experts(backbone, k):
+    with pytest.raises(InputError, match=f"a library of 9 experts has 1 to 9 clusters, got {k}"):
+        Library({"e": families(backbone.f)}, backbone=backbone).clusters(k)
+
+
+def test_equal_experts_are_one_cluster(backbone):
+    made = bank(backbone.f, lora(2), slots=1)
+    made.add([made.take(1), made.take(1)])
+    assert Library({"e": made}, backbone=backbone).clusters(2) == {"cluster 1": ["e/1", "e/2", "e/3"]}
+
+
+# ---- routed
+
+
+@pytest.mark.parametrize("gate", ["arrow", {"arrow": {"top": 1}}, "mhr_mu", "fixed"])
+def test_rows_without_a_task_are_answered(out, gate):
+    library = Library([out])
+    routed = library.route(gate)
+    found = routed.answer(["the red cat", {"text": "a red owl", "text_b": "blue"}, {"text": "w1"}])
+    assert [set(a) >= {"expert", "task", "shares", "prediction", "scores"} for a in found] == [True] * 3
+    for entry in found:
+        assert set(entry["shares"]) == set(library.names) and sum(entry["shares"].values()) == pytest.approx(1, abs=1e-4)
+        assert entry["task"] in library.names and min(entry["shares"].values()) >= 0
+    assert found[0]["task"] != "pair"  # it has no second text
+    alone = routed.answer([{"text": "w1"}])[0]
+    assert alone["prediction"] == found[2]["prediction"] and alone["shares"] == pytest.approx(found[2]["shares"], abs=1e-5)
+    assert routed.answer([]) == [] and routed.features([]).shape == (0, 32)
+    with pytest.raises(InputError, match="row 1: no expert's task can do with tokens"):
+        routed.answer([{"tokens": ["a"]}])
+
+
+def test_the_head_is_that_of_the_largest_share(out):
+    routed = Library([out]).route()
+    shares = routed.shares(TEXTS)
+    for row, entry in zip(shares, routed.answer(TEXTS), strict=True):
+        best = max(("classify", "multilabel"), key=lambda n: float(row[routed.library.names.index(n)]))
+        assert entry["expert"] == entry["task"] == best
+        assert routed.predict(best, TEXTS)[TEXTS.index(TEXTS[0])] is not None
+
+
+def test_a_library_of_one_answers_as_its_expert(out):
+    """The only candidate has weight 1: predictions of the plain model, with a head that a row names."""
+    model = load(out)
+    library = Library([out])
+    library.experts = library.experts[:1]
+    routed = library.route()
+    for a, b in zip(routed.predict("classify", TEXTS), model.predict("classify", TEXTS), strict=True):
+        assert a["prediction"] == b["prediction"] and a["scores"] == pytest.approx(b["scores"], abs=1e-3)
+    assert routed.answer(TEXTS)[1]["shares"] == {"classify": pytest.approx(1)}
+    assert "1 tasks: classify" in repr(routed)
+
+
+def test_features_are_those_of_the_mixture(backbone):
+    made = bank(backbone.f, lora(2), slots=3)
+    routed = Library([made], backbone=backbone).route({"arrow": {"top": 2}})
+    hidden = last(backbone, routed.banks, TEXTS, Route.to([[1, 2, 3]] * 4))
+    mask = inputs(backbone, TEXTS)["attention_mask"]
+    torch.testing.assert_close(routed.features(TEXTS), backbone.pooled(hidden, mask), rtol=1e-4, atol=1e-5)
+    plain = backbone.pooled(backbone.f(**inputs(backbone, TEXTS)).last_hidden_state, mask)
+    assert not torch.allclose(routed.features(TEXTS), plain, atol=1e-3)
+
+
+def test_a_new_expert_moves_no_key_of_the_others(backbone):
+    """Not even one of a higher rank, for which all others are padded."""
+    a, b, c = bank(backbone.f, lora(2)), bank(backbone.f, lora(2), seed=1), bank(backbone.f, lora(6), seed=2)
+    old = Library([a], backbone=backbone).bank("arrow")
+    for more in (b, c):
+        new = Library([a, more], backbone=backbone).bank("arrow")
+        assert torch.equal(new.tables["keys"].data[:3], old.tables["keys"].data) and len(new) == 4
+
+
+def test_arrow_reads_keys_of_any_change_of_weights(backbone):
+    """A mask has no factors: it is routed as what it changes, by the top right singular vector of that."""
+    made = bank(backbone.f, "mask", slots=2, spread=0.05)
+    routed = Library([made], backbone=backbone).bank({"arrow": {"top": 1}})
+    site = made.sites[0]
+    dW = made.delta.weight(made.take(1)[site.key], site.weight(backbone.f)[0], None)[0].detach()
+    v = routed.take(1)[site.key]["key.v"]
+    assert (dW @ v).norm() == pytest.approx(float(torch.linalg.matrix_norm(dW, 2)), rel=1e-3)
+
+
+def test_learned_keys_come_with_their_experts(backbone):
+    rng = torch.Generator().manual_seed(0)
+    made = Bank.make(make("delta", lora(2)), make("gate", "phatgoose"), find(backbone.f, SITES), rng)
+    slots = [made.fresh(rng) for _ in range(2)]
+    for tree in slots:
+        for p in tree.values():
+            p["key.v"] = torch.randn(p["key.v"].shape, generator=rng)
+    made.add(slots)
+    routed = Library([made], backbone=backbone).bank("phatgoose")
+    assert all(torch.equal(routed.take(i)[s.key]["key.v"], slots[i - 1][s.key]["key.v"]) for i in (1, 2) for s in made.sites)
+    with pytest.raises(
+        InputError, match="gate phatgoose has keys that are learned, and bank 2/1 was fitted without: .* or use arrow"
+    ):
+        Library([made, bank(backbone.f, lora(2))], backbone=backbone).bank("phatgoose")
+
+
+def test_keys_from_examples(backbone):
+    """Texts of each expert's task: the key is their mean input at the site, so a text like them takes that expert."""
+    library = Library({"colours": bank(backbone.f, slots=1), "numbers": bank(backbone.f, slots=1, seed=3)}, backbone=backbone)
+    examples = {"colours": ["red green blue", "blue red", "green"], "numbers": ["w1 w2 w3", "w5 w9", "w11"]}
+    routed = library.route({"keyed": {"top": 1}}, examples)
+    assert routed.shares(["green red", "w3 w7 w2"]).argmax(1).tolist() == [0, 1]
+    with pytest.raises(InputError, match=r"gate keyed reads its keys from texts of each task: pass examples=\{'numbers': \[text"):
+        library.route("keyed", {"colours": ["red"]})
+
+
+@pytest.mark.parametrize("gate", ["by_task", "enforced", "poly", "mhr", "mhr_z", "mixda", "task_aware", "moore", "learned"])
+def test_gates_that_need_a_task_are_refused(backbone, gate):
+    with pytest.raises(InputError, match=f"gate {gate} chooses by a row's task"):
+        Library([bank(backbone.f)], backbone=backbone).route(gate)
+
+
+def test_every_gate_is_either_refused_or_routes(backbone):
+    library, examples = Library({"e": bank(backbone.f)}, backbone=backbone), {"e/1": TEXTS[:2], "e/2": TEXTS[2:3]}
+    for name in every("gate"):
+        try:
+            routed = library.route(name, examples)
+        except InputError:
+            continue
+        assert routed.features(TEXTS).isfinite().all() and routed.shares(TEXTS).shape == (4, 2)
+
+
+def test_more_experts_a_row_than_there_are(backbone):
+    library = Library([bank(backbone.f)], backbone=backbone)
+    with pytest.raises(InputError, match="gate arrow keeps 3 of a row's experts, the library has 2: lower top"):
+        library.route({"arrow": {"top": 3}})
+    assert library.route("arrow").shares(TEXTS).shape == (4, 2)  # nobody asked for four
