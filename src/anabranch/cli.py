@@ -203,6 +203,28 @@ def export(
 
 
 @command(app)
+def serve(
+    run: Run,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="127.0.0.1: this machine only; 0.0.0.0: all that reach it.")] = "127.0.0.1",
+    token_file: Annotated[Path | None, typer.Option(help="It holds the token of requests; else ANABRANCH_TOKEN.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of a request, at most.")] = 1024,
+    queue: Annotated[int, typer.Option(min=1, help="Answers that may wait; more are refused for a while.")] = 16_384,
+    wait: Annotated[float, typer.Option(min=0, help="Milliseconds that a row waits for others to share a pass.")] = 2.0,
+    connections: Annotated[int, typer.Option(min=1, help="At once.")] = 1000,
+    *, json: bool,
+) -> None:  # fmt: skip
+    """Answer over HTTP: POST /v1/predict, tasks that come and go, /metrics, and all of it described at /docs."""
+    try:
+        from anabranch.serve import run as server
+    except ModuleNotFoundError as error:
+        raise InputError(f"serve needs more packages ({error.name} is missing): pip install 'anabranch[serve]'") from None
+    limits = server.Limits(rows=rows, queue=queue, wait=wait / 1000, connections=connections)
+    server.serve(run, host, port, token=server.secret(token_file), limits=limits,
+                 told=lambda facts: put(jsonlib.dumps(facts) if json else server.opening(facts)))  # fmt: skip
+
+
+@command(app)
 def report(run: Run) -> Any:
     """Show the results of a run."""
     found = table.read(run)

@@ -32,7 +32,10 @@ NAMES = [f"task {i}" for i in range(40)]
 def point(grads: Tensor, names: Sequence[str] = NAMES, losses: float = 1.0) -> Point:
     """Linear losses ``losses + g_t . theta`` at theta = 0; theta may be [n] or one [r, n] for each."""
     return Point(
-        torch.zeros(grads.shape[1]), lambda theta: losses + (grads * theta).sum(1), lambda _: grads.clone(), list(names[: len(grads)])
+        torch.zeros(grads.shape[1]),
+        lambda theta: losses + (grads * theta).sum(1),
+        lambda _: grads.clone(),
+        list(names[: len(grads)]),
     )
 
 

@@ -37,7 +37,6 @@ def shapes():
         yield from linear(f"{block}.intermediate.dense", INNER, D)
         yield from linear(f"{block}.output.dense", D, INNER)
         yield from norm(f"{block}.output.LayerNorm")
-    yield from linear("pooler.dense", D, D)
 
 
 def linear(name, out, into):
@@ -88,7 +87,7 @@ def by_mergekit():
     at, group_of = [], Arithmetic.merge_group
 
     def named(self, group, **more):
-        at[:] = [group.metadata.name, 0]
+        at[:] = [group.metadata.name.removeprefix("bert."), 0]
         return group_of(self, group, **more)
 
     def drawn(share):
@@ -115,7 +114,7 @@ def by_mergekit():
         folders = [Path(place) / f"m{i}" for i in range(TASKS + 1)]
         for folder, state in zip(folders, [f, *models], strict=True):
             folder.mkdir()
-            save_file({n: t.contiguous() for n, t in state.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+            save_file({f"bert.{n}": t for n, t in state.items()}, folder / "model.safetensors", metadata={"format": "pt"})
             (folder / "config.json").write_text(json.dumps(BERT))
         for name, (method, weights, settings) in asked.items():
             plan = {"merge_method": method, "dtype": "float32", "parameters": settings,
@@ -124,9 +123,9 @@ def by_mergekit():
                 plan["base_model"] = str(folders[0])
             run_merge(MergeConfiguration.model_validate(plan), str(Path(place) / name), MergeOptions(copy_tokenizer=False))
             merged = load_file(Path(place) / name / "model.safetensors")
-            out[name] = torch.cat([(merged[n] - t).flatten() for n, t in f.items()])
+            out[name] = torch.cat([(merged[f"bert.{n}"] - t).flatten() for n, t in f.items()])
     first, second = ([m[n] - t for n, t in f.items()] for m in models[:2])
-    out["slerp"] = torch.cat([slerp(0.3, a, b).flatten() for a, b in zip(first, second, strict=True)])
+    out["slerp"] = torch.cat([slerp(torch.tensor([0.3]), a[None], b[None]).flatten() for a, b in zip(first, second, strict=True)])
     return out
 
 

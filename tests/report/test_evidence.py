@@ -11,7 +11,14 @@ from anabranch.report.evidence import ROWS, Watched, cut, distance, doubtful, er
 from anabranch.task.label import Rows
 
 
-def job(rows: Rows | None = None, labels: list[str] = (), words: bool = False, documents: Any = None, std: Any = None, metric="accuracy"):
+def job(
+    rows: Rows | None = None,
+    labels: list[str] = (),
+    words: bool = False,
+    documents: Any = None,
+    std: Any = None,
+    metric="accuracy",
+):
     kind = SimpleNamespace(labels=list(labels), words=words, mean=std and [0.0], std=std)
     return SimpleNamespace(metric=metric, kind=kind, documents=documents, task=SimpleNamespace(test=rows))
 

@@ -49,7 +49,15 @@ def test_it_has_all_its_parts(text):
     assert [a["href"] for a in page.all("a")][1 : len(SECTIONS) + 1] == [f"#{s}" for s in SECTIONS]
     results = tiny.fitted("bert")[1]
     labels = " | ".join(a.get("aria-label", "") for a in page.all("svg"))
-    for part in ("Test score against kilobytes", "Test score against milliseconds", "Cosines between 7", "pairs help", "Learning curve", "Confusion matrix", "Seconds of each stage"):
+    for part in (
+        "Test score against kilobytes",
+        "Test score against milliseconds",
+        "Cosines between 7",
+        "pairs help",
+        "Learning curve",
+        "Confusion matrix",
+        "Seconds of each stage",
+    ):
         assert part in labels, part
     plain = re.sub(r"<[^>]+>", "", text)
     for name, t in results["tasks"].items():
@@ -82,6 +90,8 @@ def test_the_same_results_give_the_same_report(run, text):
 
 def test_data_findings_are_listed(tmp_path):
     results = many(3)
+    for t in results["tasks"].values():
+        t |= {"counts": dict.fromkeys(t["counts"], 0), "doubtful": None}
     results["tasks"]["task 1"]["counts"] |= {"duplicates": 12, "leaks": 7}
     results["tasks"]["task 1"] |= {"warnings": ["duplicates: 12 (first: a.csv, line 3)"], "doubtful": 5}
     found = re.sub(r"<[^>]+>", " ", written(tmp_path, results))
@@ -95,7 +105,12 @@ def test_what_another_100_tasks_would_cost():
 
 
 def test_gates_are_shown_where_there_are_any(tmp_path, text):
-    gates = {"measure": "mean weight over test rows", "tasks": ["a", "b"], "slots": ["expert 1", "expert 2"], "weights": [[0.9, 0.1], [0.5, 0.5]]}
+    gates = {
+        "measure": "mean weight over test rows",
+        "tasks": ["a", "b"],
+        "slots": ["expert 1", "expert 2"],
+        "weights": [[0.9, 0.1], [0.5, 0.5]],
+    }
     assert "Use of the gates" in written(tmp_path, many(2) | {"gates": gates}) and "Use of the gates" not in text
 
 
@@ -103,7 +118,11 @@ def test_nothing_becomes_markup(tmp_path):
     results = json.loads(json.dumps(many(3)).replace("task 1", json.dumps(NASTY)[1:-1]))
     for t in results["tasks"].values():
         t |= {"labels": [NASTY] * 4, "wrong": [{"text": NASTY, "truth": NASTY, "said": NASTY}], "warnings": [NASTY]}
-    results |= {"notes": [NASTY], "backbone": NASTY, "gates": {"measure": NASTY, "tasks": [NASTY], "slots": [NASTY], "weights": [[1]]}}
+    results |= {
+        "notes": [NASTY],
+        "backbone": NASTY,
+        "gates": {"measure": NASTY, "tasks": [NASTY], "slots": [NASTY], "weights": [[1]]},
+    }
     (tmp_path / "plan.json").write_text(json.dumps({"backbone": NASTY, "tasks": {NASTY: {"data": NASTY}}}))
     made = written(tmp_path, results)
     page = Page(made)

@@ -148,7 +148,7 @@ def test_bad_archives_are_refused_in_words_and_leave_nothing(run, one, bad, said
 
 @pytest.mark.parametrize("fields", [
     {"kind": "sing"}, {"kind": None}, {"kind": "../classify"}, {"file": "../x"}, {"file": None}, {"file": 3}, {"corpus": "/etc/passwd"},
-    {"max_length": "long"}, {"max_length": 0}, {"kind": "classify"}, {"labels": 3}, {"rung": "shared"}, {"two": "yes"}, {"rung": "best"},
+    {"max_length": "long"}, {"max_length": 0}, {"kind": "classify"}, {"labels": 3}, {"rung": "shared"}, {"two": "yes"}, {"rung": "best"}, {"valid": "good"},
 ])  # fmt: skip
 def test_records_that_make_no_sense_are_refused(run, one, fields, tmp_path):
     live, bad = load(run), changed(one, tmp_path / "bad", **fields)

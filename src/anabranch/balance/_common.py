@@ -36,9 +36,7 @@ def keep(kind: str, names: Sequence[str], values: Tensor) -> dict[str, Any]:
     return {f"{kind}:{name}": value if value.ndim else value.item() for name, value in zip(names, values, strict=True)}
 
 
-def adam(
-    state: State, names: Sequence[str], grad: Tensor, lr: float, decay: float = 0.0
-) -> tuple[Tensor, dict[str, Any]]:
+def adam(state: State, names: Sequence[str], grad: Tensor, lr: float, decay: float = 0.0) -> tuple[Tensor, dict[str, Any]]:
     """One step (Kingma and Ba 2015, arXiv:1412.6980) on a number w per task, which starts at 0: (w [t], state)."""
     w, m, v, step = (recall(state, kind, names) for kind in ("w", "m", "v", "step"))
     step, grad = step + 1, grad + decay * w

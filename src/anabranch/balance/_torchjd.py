@@ -78,9 +78,9 @@ def made(name: str, kind: type[Any], tasks: int, settings: dict[str, Any]) -> An
 
 def memory(aggregator: Any) -> dict[str, Any]:
     """The numbers and tensors that a stateful aggregator holds, by module and attribute; {} for one without a state."""
-    if not isinstance(aggregator, Stateful):
-        return {}
-    held = {f"{path}.{n}": v for path, m in aggregator.named_modules() for n, v in {**vars(m), **m._buffers}.items()}
+    stateful = isinstance(aggregator, Stateful)
+    modules = dict(aggregator.named_modules()) if stateful else {}
+    held = {f"{path}.{n}": v for path, m in modules.items() for n, v in {**vars(m), **m._buffers}.items()}
     plain = {n: v.item() if isinstance(v, np.generic) else v for n, v in held.items()}
     tensors = {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in plain.items()}
     return {n: v.clone() if isinstance(v, Tensor) else v for n, v in tensors.items() if type(v) in (Tensor, int, float)}

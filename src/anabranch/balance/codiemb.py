@@ -2,7 +2,7 @@
 
     each step is one task's: the one with the fewest steps so far;  g = g_t
     retrieve:  log sum_j exp(s_ij / tau) - log sum_{j in positives} exp(s_ij / tau),  s the cosines, all positives of the batch
-    pair with a number:  (1 - pearson) + KL(softmax(ranks / tau) || softmax(out / tau)) + pairs / tau, see :func:`ordered`
+    pair with a number:  (1 - pearson) + KL(softmax(ranks / tau) || softmax(out / std)) + pairwise, see :func:`ordered`
 
 ``losses`` takes the place of the kinds' own. Its checkpoints are merged by ``deviation_soup``.
 """
@@ -39,7 +39,7 @@ def contrastive(out: Tensor, y: Any, counts: Sequence[int]) -> Tensor:
 
 
 def ordered(out: Tensor, y: Tensor, counts: Sequence[int]) -> Tensor:
-    """out [n, 1] predicted, y [n] or [n, 1] true -> [n], alike in all rows: a loss of the order in the batch, 0 where y is constant.
+    """out [n, 1] predicted, y [n] or [n, 1] true -> [n], all alike: a loss of the order in the batch, 0 where y is constant.
 
     Pearson's correlation, KL from the softmax of the mean ranks (scaled to 0 ... 1), and for each pair of other truth
     softplus(-(out_i - out_j)) weighted by how much the truths differ.
@@ -50,7 +50,8 @@ def ordered(out: Tensor, y: Tensor, counts: Sequence[int]) -> Tensor:
         return 0 * x
     unit = [(v - v.mean()) / (v - v.mean()).norm().clamp(min=1e-6) for v in (x, y)]
     below = (y[:, None] > y).sum(1) + ((y[:, None] == y).sum(1) - 1) / 2  # mean rank from 0
-    listed = kl_div((x / x.detach().std().clamp(min=1e-6)).log_softmax(0), (below / (len(y) - 1) / TAU).softmax(0), reduction="sum")
+    ideal = (below / (len(y) - 1) / TAU).softmax(0)
+    listed = kl_div((x / x.detach().std().clamp(min=1e-6)).log_softmax(0), ideal, reduction="sum")
     pairs = (above * softplus(x - x[:, None])).sum() / above.sum()
     return (1 - unit[0] @ unit[1] + listed + pairs).expand(len(y))
 

@@ -18,14 +18,11 @@ from anabranch.types import Fraction, NonNegative
 EPS = 1e-8
 
 
-def db_mtl(
-    state: State, point: Point, *, beta: Fraction = 0.9, power: NonNegative = 0.0
-) -> tuple[Tensor, dict[str, Any]]:
+def db_mtl(state: State, point: Point, *, beta: Fraction = 0.9, power: NonNegative = 0.0) -> tuple[Tensor, dict[str, Any]]:
     losses, names = positive(point), point.names
-    logs = gradients(point) / (losses[:, None] + EPS)
     step = recall(state, "step", names) + 1
-    mean = recall(state, "mean", names, torch.zeros_like(point.theta))
-    mean = logs + (beta / step**power)[:, None] * (mean - logs)
+    was = recall(state, "mean", names, torch.zeros_like(point.theta))
+    mean = (gradients(point) / (losses[:, None] + EPS)).lerp_(was, (beta / step**power)[:, None])
     norms = mean.norm(dim=1)
     weights = norms.max() / (norms + EPS)
     return weights @ mean, dict(state or {}) | keep("step", names, step) | keep("mean", names, mean)

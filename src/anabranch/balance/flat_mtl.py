@@ -18,9 +18,7 @@ from anabranch.types import Positive
 rows = ("flat-mtl",)
 
 
-def flat_mtl(
-    state: State, point: Point, *, inner: Any = "pcgrad", rho: Positive = 0.05
-) -> tuple[Tensor | None, dict[str, Any]]:
+def flat_mtl(state: State, point: Point, *, inner: Any = "pcgrad", rho: Positive = 0.05) -> tuple[Tensor | None, dict[str, Any]]:
     grads = gradients(point)
     away = point.theta + rho * torch.nn.functional.normalize(grads, dim=1, eps=1e-30)  # [r, n]: each task at its own
     flat = gradients(point._replace(theta=away)) - grads

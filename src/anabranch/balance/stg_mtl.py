@@ -21,7 +21,7 @@ from anabranch.errors import InputError
 from anabranch.types import Count
 
 rows = ("stg-mtl",)
-MOST = 0.01  # of a task's loss in a cluster: below this membership it is left out of the cluster's run
+LEAST = 0.01  # membership below which a task is left out of a cluster's run
 
 
 def stg_mtl(
@@ -32,13 +32,15 @@ def stg_mtl(
     joint = train(dict.fromkeys(tasks, 1.0))
     u = membership(maps([joint.truth[t] for t in tasks]), clusters, fuzziness, seed)
     top = u.argmax(1).tolist()
-    runs = {c: train({t: w if w >= MOST else 0.0 for t, w in zip(tasks, u[:, c].tolist(), strict=True)}) for c in sorted(set(top))}
+    shares = [[w if w >= LEAST else 0.0 for w in column] for column in u.mT.tolist()]
+    runs = {c: train(dict(zip(tasks, shares[c], strict=True))) for c in sorted(set(top))}
     return {task: runs[c] for task, c in zip(tasks, top, strict=True)}
 
 
 def maps(truth: Sequence[Tensor]) -> Tensor:
     """truth of each task [passes, rows], the passes alike -> [t, passes * 2 * rows]; of unlike rows, the sorted values."""
-    found = [torch.stack([torch.stack([p[: e + 1].mean(0), p[: e + 1].std(0, correction=0)]) for e in range(len(p))]) for p in truth]
+    sofar = [[p[: e + 1] for e in range(len(p))] for p in truth]
+    found = [torch.stack([torch.stack([p.mean(0), p.std(0, correction=0)]) for p in passes]) for passes in sofar]
     least = min(m.shape[-1] for m in found)
     if any(m.shape[-1] != least for m in found):
         found = [m.quantile(torch.linspace(0, 1, least), dim=-1).movedim(0, -1) for m in found]

@@ -88,7 +88,7 @@ class Adapted(nn.Module):
         self._expected = set(here)
 
     def _enter(self, f: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        self._ran, self._open, self._front, self._deep = set(), {}, 0, {}
+        self._ran, self._open, self._front, self._deep, self._held = set(), {}, 0, {}, {}
         dtype = next((p.dtype for p in f.parameters() if p.is_floating_point()), torch.float32)
         for i, route in enumerate(self.routes):  # now, so that a checkpointed block gathers nothing and replays as it ran
             if route is not None:

@@ -38,7 +38,7 @@ def attend(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | No
     """Eager attention over m more keys [b, heads, m + l, size]; every query sees those that its row has."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    (found,), eager = vars(module)["asked"], sys.modules[type(module).__module__].eager_attention_forward
+    found, eager = vars(module)["asked"].pop(), sys.modules[type(module).__module__].eager_attention_forward
     if found is None:
         return ALL_ATTENTION_FUNCTIONS.get_interface(vars(module)["usual"], eager)(module, q, k, v, mask, **more)
     (keys, values), on = found[0].unbind(1), found[1]

@@ -109,7 +109,8 @@ def mix(delta: Delta, gate: Gate, own: Params, shared: Params, keys: Params, min
         on_k = on_k & keep(torch.where(on_k, weight, -torch.inf), gate.top)  # [k] or [l, k]
         weight = torch.where(on_k, weight, 0.0)
         if gate.on == "params":
-            blended = delta.blend({n: torch.where(_like(on_k, t), t, 0) for n, t in own.items()}, weight)
+            some = on_k.view(-1, len(first)).any(0)
+            blended = gate.blend(delta, {n: torch.where(_like(some, t), t, 0) for n, t in own.items()}, weight)
             return torch.where(on_k.any(), delta.apply(blended | shared, row).flatten(0, -2), 0.0)
         out = vmap(lambda p: delta.apply(p | shared, row).flatten(0, -2))(own)
         return gate.combine(weight, torch.where(on_k.mT[..., None] if on_k.ndim == 2 else _like(on_k, out), out, 0.0))

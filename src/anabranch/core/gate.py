@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 if TYPE_CHECKING:
-    from anabranch.core.delta import At, Params
+    from anabranch.core.delta import At, Delta, Params
     from anabranch.core.site import Site
 
 
@@ -37,6 +37,10 @@ class Gate(ABC):
     @abstractmethod
     def weigh(self, own: "Params", keys: "Params", at: "At", on: Tensor) -> Tensor:
         """own: the task's tensors; keys [k, ...]; on [k] bool, which candidates exist -> w [k] per row or [l, k] per token."""
+
+    def blend(self, delta: "Delta", own: "Params", w: Tensor) -> "Params":
+        """Where ``on`` is "params": own tensors [k, ...] and w (candidates last) -> one slot's tensors."""
+        return delta.blend(own, w)
 
     def combine(self, w: Tensor, out: Tensor) -> Tensor:
         """w [k] or [l, k], out [k, l, d] -> [l, d]."""

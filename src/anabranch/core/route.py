@@ -94,15 +94,17 @@ class Opened:
                 for site, p in self._take(name, route.ids[cut]).items():
                     own.setdefault(site, {}).update(p)
         gate = self._take("gate", route.who[cut]) if route.who is not None else {}
-        shared = self._take("shared", torch.ones((), dtype=torch.long, device=route.ids.device))
-        return own, self._take("keys", route.ids[cut]), gate, shared
+        return own, self._take("keys", route.ids[cut]), gate, self._take("shared", None)
 
-    def _take(self, name: str, ids: Tensor) -> Tree:
+    def _take(self, name: str, ids: Tensor | None) -> Tree:
+        """The rows ids; None: the one row of what all slots share."""
         table = self.bank.tables[name]
         if not table.n:
             return {}
         source = self.sources.get(name, table.data)
-        if source.requires_grad and ids.ndim < 2 and not torch.compiler.is_compiling():  # no zero-fill for each stretch
+        if ids is None:
+            picked = source[1]
+        elif source.requires_grad and ids.ndim < 2 and not torch.compiler.is_compiling():  # no zero-fill for each stretch
             rows = self.lists.setdefault(name, source.unbind(0))
             picked = rows[int(ids)] if ids.ndim == 0 else torch.stack([rows[i] for i in ids.tolist()])
         else:

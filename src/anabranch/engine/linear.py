@@ -88,13 +88,13 @@ def solve(kind: Kind, x: Tensor, y: Any, counts: Sequence[int], c: float, start:
     return {name: t.detach() for name, t in head.items()}
 
 
-def probe(job: Job, features: Features) -> tuple[Head, dict[str, Any]]:
+def probe(job: Job, features: Features, view: View | None = None) -> tuple[Head, dict[str, Any]]:
     """The head with the least validation loss, rounded as it is stored, and how it came about.
 
     Candidates: the features of f's end, or for kinds that may also those of its middle (which hold more of words and of
-    syntax), each along a path of ever weaker penalties.
+    syntax), each along a path of ever weaker penalties. ``view``: of other features than f's own.
     """
-    kind, view, d = job.kind, frozen(features, job), features.backbone.d
+    kind, view, d = job.kind, view or frozen(features, job), features.backbone.d
     outputs = kind.width(d)[0]
     if not outputs:
         return {}, {}

@@ -1,6 +1,8 @@
 """``Model``: a bundle that answers. One forward pass serves rows of many tasks; the blocks below the deltas run once per text."""
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from torch import Tensor
 from anabranch.core.adapt import Adapted
 from anabranch.core.bank import Bank, Tree
 from anabranch.core.route import Route
-from anabranch.engine.backbone import Backbone
+from anabranch.core.site import clone
+from anabranch.engine.backbone import Backbone, Tokens
 from anabranch.engine.backbone import load as load_backbone
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, apply, joined
@@ -33,6 +36,9 @@ class Served:
         self.kind: Kind = kinds.find(record["kind"])(record["labels"], record["two"], record["mean"], record["std"])
         self.number = 0  # of its routes in the model
         self.index: Tensor | None = None
+
+
+Asked = list[tuple[Served, list[int]]]  # tasks, and the numbers of the rows that each can read
 
 
 class Model:
@@ -116,19 +122,30 @@ class Model:
         for i, row in enumerate(given):
             if not isinstance(row, Mapping):
                 raise InputError(f"row {i + 1}: expected a text or {{'text': ...}}, got {row!r:.60}")
+        asked = self.asked(task, given)
+        return self.told(task, asked, self.answers([(s, [given[i] for i in ids]) for s, ids in asked]), len(given))
+
+    def asked(self, task: str | Sequence[str], given: Sequence[Mapping[str, Any]]) -> Asked:
+        """Which rows each task answers: all where one is asked (InputError if it cannot), else those that it can read."""
         if isinstance(task, str) and task != "all":
             served = self.task(task)
             for i, row in enumerate(given):
                 problem = missing(served.kind, served.record["kind"], row)
                 if problem:
                     raise InputError(f"row {i + 1}: task {task} {problem}, got keys {', '.join(row) or 'none'}")
-            return self._named(served, *self.answers([(served, given)])[0])
-        asked = [self.task(n) for n in (self.served if task == "all" else task)]
-        fit = [[i for i, row in enumerate(given) if not missing(s.kind, s.record["kind"], row)] for s in asked]
-        found = self.answers([(s, [given[i] for i in ids]) for s, ids in zip(asked, fit, strict=True)])
-        out: list[dict[str, Any]] = [{s.name: None for s in asked} for _ in given]
-        for served, ids, answer in zip(asked, fit, found, strict=True):
-            for i, entry in zip(ids, self._named(served, *answer), strict=True):
+            return [(served, list(range(len(given))))]
+        several = [self.task(n) for n in (self.served if task == "all" else task)]
+        return [(s, [i for i, row in enumerate(given) if not missing(s.kind, s.record["kind"], row)]) for s in several]
+
+    def told(self, task: str | Sequence[str], asked: Asked, found: Sequence[tuple[list[Any], list[Any]]], rows: int,
+             ) -> list[dict[str, Any]]:  # fmt: skip
+        """What :meth:`answers` found, as :meth:`predict` returns it."""
+        named = [self._named(served, *answer) for (served, _), answer in zip(asked, found, strict=True)]
+        if isinstance(task, str) and task != "all":
+            return named[0]
+        out: list[dict[str, Any]] = [{served.name: None for served, _ in asked} for _ in range(rows)]
+        for (served, ids), answers in zip(asked, named, strict=True):
+            for i, entry in zip(ids, answers, strict=True):
                 out[i][served.name] = entry
         return out
 
@@ -143,31 +160,54 @@ class Model:
     @torch.no_grad()
     def answers(self, asked: Sequence[tuple[Served, Sequence[Mapping[str, Any]]]]) -> list[tuple[list[Any], list[Any]]]:
         """(predictions, scores) of each task on its rows, in the label encoding; all through shared forward passes."""
-        out: dict[int, tuple[list[Any], list[Any]]] = {}
+        units, features = self.units(asked), dict[bool, Any]()
         for words in (False, True):
-            live = Features(self.backbone, None, self.tail)
-            plan, flat, slots = [], list[int](), list[int]()
-            for j, (served, rows) in enumerate(asked):
-                if served.kind.speaks and not words:
-                    asking = live.add(
-                        self.backbone.spoken([r["text"] for r in rows], [None] * len(rows), served.record.get("max_length"))
-                    )
-                    answers = speak(live, self.adapted, asking, self.routes([served.number]))
-                    out[j] = answers, answers
-                elif served.kind.words is words and not served.kind.speaks:
-                    units = served.kind.units(rows_of(rows))
-                    ids = live.add(self.backbone.tokens([u for row in units for u in row], served.record.get("max_length")))
-                    plan.append((j, served, rows, [len(row) for row in units], ids))
-                    flat, slots = flat + ids, slots + [served.number] * len(ids)
-            z = iter(encode(live, self.adapted, flat, slots, words, self.routes))
-            for j, served, rows, counts, ids in plan:
-                mine = [next(z) for _ in ids]
-                out[j] = self._answer(served, rows, mine, [len(m) for m in mine] if words else counts)
-        return [out[j] for j in range(len(asked))]
+            heard = zip((s for s, _ in asked), units, strict=True)
+            wanted = [(s, t) for s, (_, tokens) in heard if s.kind.words is words and not s.kind.speaks for t in tokens]
+            features[words] = iter(self.encoded(wanted, words))
+        out = []
+        for (served, rows), (counts, tokens) in zip(asked, units, strict=True):
+            z = features[served.kind.words]
+            said: list[Any] = self.said([(served, t) for t in tokens]) if served.kind.speaks else [next(z) for _ in tokens]
+            out.append(self.answer(served, rows, said, counts))
+        return out
 
-    def _answer(
-        self, served: Served, rows: Sequence[Mapping[str, Any]], z: list[Tensor], counts: list[int]
+    def units(self, asked: Sequence[tuple[Served, Sequence[Mapping[str, Any]]]]) -> list[tuple[list[int], list[Tokens]]]:
+        """Of each task on its rows: units (or words) of each row, and the tokens of all units.
+
+        What is cut at one length goes through the tokenizer together.
+        """
+        groups: dict[Any, list[tuple[int, list[list[Any]]]]] = {}
+        for j, (served, rows) in enumerate(asked):
+            how = served.kind.speaks, served.kind.words, served.record.get("max_length")
+            groups.setdefault(how, []).append((j, served.kind.units(rows_of(rows))))
+        out: list[tuple[list[int], list[Tokens]]] = [([], [])] * len(asked)
+        for (speaks, words, longest), members in groups.items():
+            flat = [unit for _, texts in members for row in texts for unit in row]
+            found = self.backbone.spoken(flat, [None] * len(flat), longest) if speaks else self.backbone.tokens(flat, longest)
+            tokens = iter(found)
+            for j, texts in members:
+                mine = [next(tokens) for row in texts for _ in row]
+                out[j] = [len(t.starts) for t in mine] if words else [len(row) for row in texts], mine
+        return out
+
+    def encoded(self, wanted: Sequence[tuple[Served, Tokens]], words: bool) -> list[Tensor]:
+        """Features of units under their tasks' slots, [1, d] (2d with f's middle) or of their words [words, d]."""
+        live = Features(self.backbone, None, self.tail)
+        ids = live.add([tokens for _, tokens in wanted])
+        return encode(live, self.adapted, ids, [served.number for served, _ in wanted], words, self.routes)
+
+    def said(self, wanted: Sequence[tuple[Served, Tokens]]) -> list[str]:
+        """What f goes on to say after texts of one slot."""
+        live = Features(self.backbone, None, self.tail)
+        return speak(live, self.adapted, live.add([t for _, t in wanted]), self.routes([wanted[0][0].number])) if wanted else []
+
+    def answer(
+        self, served: Served, rows: Sequence[Mapping[str, Any]], z: list[Any], counts: list[int]
     ) -> tuple[list[Any], list[Any]]:
+        """(predictions, scores) of a task from its units' features, or from what was said."""
+        if served.kind.speaks:
+            return z, z
         if not rows:
             return [], []
         x = torch.cat(z)
@@ -194,6 +234,42 @@ class Model:
             served.index = torch.nn.functional.normalize(torch.cat(z)[:, : self.backbone.d], dim=-1)
         return served.index
 
+    def take(self, other: "Model", task: str, name: str) -> None:
+        """From now on ``name`` is answered as ``other``, a model of the same backbone and banks, answers ``task``.
+
+        The bits of the other tasks' slots stay; a task that had the name goes.
+        """
+        new = other.task(task)
+        if name in self.served:
+            self.drop(name)
+        mine, path = Served(name, new.record, 0, new.head, new.post, new.corpus), list(self._paths[0])
+        if new.slot:
+            mine.slot = [bank.add([theirs.take(new.slot)])[0] for bank, theirs in zip(self.banks, other.banks, strict=True)][0]
+            path = [((mine.slot,), 0)] * len(self.banks)
+        mine.number, mine.index = len(self._paths), new.index
+        self._paths.append(path)
+        self._serve({**self.served, name: mine})
+
+    def drop(self, name: str) -> None:
+        """Forgets a task, and its slot unless others share it."""
+        gone = self.task(name)
+        rest = {n: s for n, s in self.served.items() if n != name}
+        plain = [i for i, bank in enumerate(self.banks) if bank.gate.plain]  # the others hold slots that a gate routes over
+        if gone.slot and all(s.slot != gone.slot for s in rest.values()):
+            moved = [self.banks[i].remove([gone.slot]) for i in plain][0]
+            for served in rest.values():
+                served.slot = moved[served.slot]
+        paths = [self._paths[0]]
+        for served in rest.values():
+            paths.append([((served.slot,), 0) if i in plain else way for i, way in enumerate(self._paths[served.number])])
+            served.number = len(paths) - 1
+        self._paths = paths
+        self._serve(rest)
+
+    def _serve(self, served: dict[str, Served]) -> None:
+        """In one step, for threads that look on."""
+        self.served, self.bundle = served, {**self.bundle, "tasks": {n: s.record for n, s in served.items()}}
+
     def evaluate(self, folder: Path | str, on_error: str = "stop") -> dict[str, dict[str, Any]]:
         """Each task of the bundle on the labelled test rows of ``folder/<task>`` (or ``folder`` itself for one task)."""
         from anabranch.task.data import load_task
@@ -217,11 +293,15 @@ class Model:
         return out
 
 
+def needs(kind: Kind, name: str) -> list[str]:
+    """The keys of a row that a kind reads."""
+    keys = {"tag": ["tokens"], "choice": ["text", "choices"], "pair": ["text", "text_b"]}.get(name, ["text"])
+    return keys + ["text_b"] * (kind.two and "text_b" not in keys)
+
+
 def missing(kind: Kind, name: str, row: Mapping[str, Any]) -> str:
     """What a row lacks for a kind, in words; empty when nothing."""
-    needs = {"tag": ["tokens"], "choice": ["text", "choices"], "pair": ["text", "text_b"]}.get(name, ["text"])
-    needs = needs + ["text_b"] * (kind.two and "text_b" not in needs)
-    for key in needs:
+    for key in needs(kind, name):
         many = key in ("tokens", "choices")
         value = row.get(key)
         if many and not (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
@@ -242,6 +322,13 @@ def rows_of(rows: Sequence[Mapping[str, Any]]) -> Rows:
 def dicts(rows: Rows) -> list[dict[str, Any]]:
     names = [n for n in ("text", "text_b", "tokens", "choices") if getattr(rows, n) is not None]
     return [{n: getattr(rows, n)[i] for n in names} for i in range(len(rows))]
+
+
+def twin(backbone: Backbone) -> Backbone:
+    """The same weights behind hooks and a tokenizer of their own, for another thread."""
+    other = replace(backbone, f=clone(backbone.f), tokenizer=copy.deepcopy(backbone.tokenizer))
+    vars(other)["fingerprint"] = backbone.fingerprint  # that of fp32, whatever the type is now
+    return other
 
 
 _BACKBONES: dict[tuple[str, str], Backbone] = {}

@@ -20,6 +20,7 @@ from anabranch.engine.lexical import bm25
 from anabranch.engine.run import Run
 from anabranch.engine.train import Routes, Slot
 from anabranch.report.evidence import Watched, evidence, pace
+from anabranch.report.gates import SAMPLE, named, usage
 from anabranch.task.metrics import score
 
 
@@ -44,15 +45,20 @@ def served(
         bank.add([store.cut(tree, i) for tree in whole])
         if bank.tables["gate"].n:
             bank.add_gate(store.cut(store.unpack(gate), i))
-    view = Watched(Slot(run.features, Adapted(run.backbone.f, ready, run.features.tail), job.kind.words,
-                        candidates(len(slots), bool(gate))), run.features)  # fmt: skip
+    adapted, routes = Adapted(run.backbone.f, ready, run.features.tail), candidates(len(slots), bool(gate))
+    view = Watched(Slot(run.features, adapted, job.kind.words, routes), run.features)
     rung = climb(name, job, run.features, view, head)
     rung.packed = (
         packed[0] if len(packed) == 1 and not gate else {f"{e}.{n}": t for e, p in enumerate(packed) for n, t in p.items()}
     )
     rung.gate = gate
     seen = evidence(job, run.features, view, rung, run.plan.seed)
-    run.extra.setdefault("evidence", {})[job.name, name] = seen | {"pace": view.pace}
+    used = (
+        None
+        if banks[0].gate.plain
+        else usage(run.features, adapted, [row[0] for row in job.parts["test"].units[:SAMPLE]], routes)
+    )
+    run.extra.setdefault("evidence", {})[job.name, name] = seen | {"pace": view.pace, "gate": used}
     return rung
 
 
@@ -180,6 +186,12 @@ def results_of(run: Run, chosen: dict[str, Rung], bundle: dict[str, Any], total:
             "labels": job.kind.labels, "confusion": shown.get("confusion"), "doubtful": shown.get("doubtful"),
             "wrong": shown.get("wrong", []),
         }  # fmt: skip
+    used = {name: w.tolist() for name in tasks if (w := found.get((name, "shared"), {}).get("gate")) is not None}
+    if used:
+        names = named(len(next(iter(used.values()))), list(run.jobs), run.gated[0].gate.library)
+        measure = f"mean weight of each slot over the tokens of up to {SAMPLE} test texts and over all sites"
+        table = [[round(v, 4) for v in row] for row in used.values()]
+        run.extra["gates"] = {"measure": measure, "tasks": list(used), "slots": names, "weights": table}
     return {
         "format": 1, "seed": run.plan.seed, "backbone": run.backbone.id, "dtype": str(run.backbone.dtype)[6:],
         "seconds": round(total, 3), "stages": {n: round(s, 3) for n, s in run.took.items()}, "tasks": tasks,

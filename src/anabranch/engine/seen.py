@@ -15,9 +15,9 @@ SAMPLE = 256  # texts of a task from which its statistics are taken
 
 
 @torch.no_grad()
-def seen(features: Features, bank: Bank, job: Job) -> dict[str, Params] | None:
+def seen(features: Features, bank: Bank, job: Job, needs: frozenset[str] = frozenset()) -> dict[str, Params] | None:
     """Site key -> those of mean [d_in], cov [d_in, d_in] = E[x x^T] over real tokens, W [d_out, d_in] that are needed; fp32."""
-    needs = bank.delta.needs | bank.gate.needs
+    needs = needs or bank.delta.needs | bank.gate.needs
     if not needs:
         return None
     sums: dict[str, list[Tensor]] = {s.key: [] for s in bank.sites}

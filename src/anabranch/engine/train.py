@@ -124,7 +124,11 @@ class Learner:
 
     @property
     def head(self) -> Head:
-        return {n[5:]: t for n, t in self.theta.items() if n.startswith("head.")}
+        return self.head_of(self.theta)
+
+    def head_of(self, numbers: Mapping[str, Tensor]) -> Head:
+        """The head among a state's numbers."""
+        return {n[5:]: t for n, t in numbers.items() if n.startswith("head.")}
 
     @property
     def steps(self) -> int:

@@ -7,18 +7,18 @@ paper), "task" one weight per task for all of them.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 from anabranch.core.bank import Tree
+from anabranch.core.fold import Look
 from anabranch.types import Count, Positive, Share
 
 
 def adamerging(
     trees: Sequence[Tree],
-    look: Any,
+    look: Look,
     *,
     scale: Share = 0.3,
     steps: Count = 200,
@@ -37,7 +37,7 @@ def adamerging(
         return tree
 
     for _ in range(steps):
-        loss: Tensor = look.entropies(mixed()).sum()
+        loss = look.entropies(mixed()).sum()
         (w.grad,) = torch.autograd.grad(loss, [w])
         adam.step()
     with torch.no_grad():

@@ -1,5 +1,5 @@
-"""DC-Merge: tasks are merged entry by entry in a space that their directions span together (Zhang et al. 2026, DC-Merge:
-Improving Model Merging with Directional Consistency, CVPR).
+"""DC-Merge: tasks are merged entry by entry in a space that their directions span together (Zhang et al. 2026,
+arXiv:2603.06242).
 
     d_t ~ U_t S_t V_t^T, the strongest k directions of each, S_t smoothed so that weak directions count:
           "average": all equal to mean(S_t);  "linear": falling in a line by the factor min(rho, S_1 / S_k), sum kept;  "none"

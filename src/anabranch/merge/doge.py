@@ -64,12 +64,12 @@ def shared(d: Tensor, subspace: int) -> Tensor:
 
 def correction(d: Tensor, share: Tensor, S: Tensor, steps: int, lr: float) -> Tensor:
     """The gradient in closed form: of r_j = d_j . (d_j - sum_t lambda_t d_t) - d_j . e sum_t lambda_t, per row."""
-    base, total = (d * (d - torch.tensordot(share, d, 1))).sum(2), share.sum()
-    e = torch.zeros_like(d[0], requires_grad=True)
+    base, total = (d * (d - torch.tensordot(share, d, 1))).sum(2), share.sum()  # [t, o]
+    e, room = torch.zeros_like(d[0]), torch.empty_like(d)
     adam = torch.optim.Adam([e], lr)
     for _ in range(steps):
-        gap = base - total * torch.einsum("toi,oi->to", d, e.detach())
-        g = -2 * total * torch.einsum("to,toi->oi", gap, d)
+        gap = base - total * torch.mul(d, e, out=room).sum(2)
+        g = -2 * total * torch.mul(d, gap[..., None], out=room).sum(0)
         e.grad = g - S @ (S.mT @ g)
         adam.step()
-    return e.detach()
+    return e

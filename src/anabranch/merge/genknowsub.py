@@ -1,5 +1,5 @@
-"""GenKnowSub: what modules know in general is subtracted from each before they are routed or merged (Hayati et al. 2025,
-GenKnowSub: improving modularity and reusability of LLMs through general knowledge subtraction, ACL).
+"""GenKnowSub: what modules know in general is subtracted from each before they are routed or merged (Bagherifard et
+al. 2025, arXiv:2505.10939).
 
     D_t' = D_t - (1/g) sum of the g general deltas       (trained on plain text, the last g slots of the bank)
 

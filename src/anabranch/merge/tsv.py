@@ -1,6 +1,6 @@
 """TSV-M: task singular vectors, a few per task, made orthogonal to each other (Gargiulo et al. 2024, arXiv:2412.00081).
 
-    D_t = U_t S_t V_t^T, of which the strongest min(d_out, d_in) / t directions stay
+    D_t = U_t S_t V_t^T, of which the strongest min(d_out, d_in) / t directions stay, at least one
     D   = scale * polar([U_1 ... U_t]) diag(S_1 ... S_t) polar([V_1 ... V_t])^T,   polar(X) = X (X^T X)^-1/2
 
 t counts the tasks. What is no matrix is averaged, times ``scale``. Directions that a task does not have take no part.

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup, escape
 
 RUNGS = ("majority", "probe", "shared", "delta")  # from the cheapest to the costliest
@@ -142,7 +143,10 @@ def pareto(tasks: Mapping[str, Mapping[str, Any]], cost: str, unit: str, scale: 
     for name, points in priced.items():
         spots = [place(c, s) for _, c, s in points]
         tips = [f"{name}, {r}: {number(s)} at {number(c, 2)} {unit}" for r, c, s in points]
-        dots = [mark(r, *at, 2.6, r != tasks[name]["chosen"], data_tip=tip) for (r, *_), at, tip in zip(points, spots, tips, strict=True)]
+        dots = [
+            mark(r, *at, 2.6, r != tasks[name]["chosen"], data_tip=tip)
+            for (r, *_), at, tip in zip(points, spots, tips, strict=True)
+        ]
         parts.append(tag("g", path(spots, "thin"), *dots, class_="one", data_task=name))
     means = mean_points(tasks, priced)
     parts.append(path([place(c, s) for c, s in frontier([(c, s) for _, c, s in means])], "front"))
@@ -160,11 +164,18 @@ def pareto(tasks: Mapping[str, Mapping[str, Any]], cost: str, unit: str, scale: 
     return svg(width, height, f"Test score against {unit}; means over all tasks: {words}", *parts)
 
 
-def mean_points(tasks: Mapping[str, Any], priced: Mapping[str, Sequence[tuple[str, float, float]]]) -> list[tuple[str, float, float]]:
+def mean_points(
+    tasks: Mapping[str, Any], priced: Mapping[str, Sequence[tuple[str, float, float]]]
+) -> list[tuple[str, float, float]]:
     """(rung, mean cost, mean score) of every rung that all tasks have, and of what each chose."""
     out = []
     for rung in (*RUNGS, "chosen"):
-        mine = [(c, s) for n, points in priced.items() for r, c, s in points if r == (tasks[n]["chosen"] if rung == "chosen" else rung)]
+        mine = [
+            (c, s)
+            for n, points in priced.items()
+            for r, c, s in points
+            if r == (tasks[n]["chosen"] if rung == "chosen" else rung)
+        ]
         if len(mine) == len(tasks):
             out.append((rung, sum(c for c, _ in mine) / len(mine), sum(s for _, s in mine) / len(mine)))
     return out
@@ -190,7 +201,11 @@ def apart(places: Sequence[float], gap: float = 15.0) -> list[float]:
 
 def curve(entries: Sequence[Mapping[str, float]], chosen: float | None = None) -> Markup | None:
     """Validation score by epoch, and both losses below it, each on its own axis."""
-    shown = [("valid", "validation score", "score"), ("valid_loss", "validation loss", "loss"), ("loss", "training loss", "train")]
+    shown = [
+        ("valid", "validation score", "score"),
+        ("valid_loss", "validation loss", "loss"),
+        ("loss", "training loss", "train"),
+    ]
     lines = [(label, kind, [(e["epoch"], e[key]) for e in entries if e.get(key) is not None]) for key, label, kind in shown]
     last = max((e["epoch"] for e in entries), default=0)
     if not any(points for *_, points in lines):
@@ -205,7 +220,10 @@ def curve(entries: Sequence[Mapping[str, float]], chosen: float | None = None) -
         above = 14 + row * (panel + 30)
         parts += axis(low, high, above, panel, width)
         for label, kind, points in (g for g in group if g[2]):
-            places = [(40 + (width - 60) * (e - 1) / max(1, last - 1), above + panel * (1 - (v - low) / (high - low))) for e, v in points]
+            places = [
+                (40 + (width - 60) * (e - 1) / max(1, last - 1), above + panel * (1 - (v - low) / (high - low)))
+                for e, v in points
+            ]
             parts.append(path(places, f"curve {kind}"))
             parts += [tag("circle", cx=x, cy=y, r=3.0, class_=f"dot {kind}", data_tip=f"epoch {int(e)}: {label} {number(v)}")
                       for (x, y), (e, v) in zip(places, points, strict=True)]  # fmt: skip
@@ -229,7 +247,10 @@ def stages(taken: Mapping[str, float]) -> Markup:
     most, parts = max(taken.values(), default=0) or 1, []
     for i, (name, seconds) in enumerate(taken.items()):
         y = 4 + 20 * i
-        parts += [text(70, y + 11, name, "tick", text_anchor="end"), text(85 + 250 * seconds / most, y + 11, f"{seconds:,.1f} s", "tick")]
+        parts += [
+            text(70, y + 11, name, "tick", text_anchor="end"),
+            text(85 + 250 * seconds / most, y + 11, f"{seconds:,.1f} s", "tick"),
+        ]
         parts.append(tag("rect", x=78.0, y=float(y), width=max(1.0, 250 * seconds / most), height=14.0, class_="bar"))
     words = ", ".join(f"{n} {s:,.1f} s" for n, s in taken.items())
     return svg(400, 8 + 20 * len(taken), f"Seconds of each stage: {words}", *parts)
@@ -238,14 +259,16 @@ def stages(taken: Mapping[str, float]) -> Markup:
 def image(values: Sequence[Sequence[float]]) -> str:
     """[r, c] in [-1, 1] as a PNG of one pixel a cell, in a data URI: blue where positive, orange where negative, the
     clearer the nearer to 0, so that it lies well on any background."""
-    up, down = (0, 98, 178), (201, 92, 0)
-    rows = [b"\0" + b"".join(bytes((*(up if v >= 0 else down), round(255 * min(1.0, abs(v))))) for v in row) for row in values]
+    v = np.asarray(values, float)
+    colours = np.where(v[..., None] >= 0, (0, 98, 178), (201, 92, 0))
+    pixels = np.concatenate([colours, np.round(255 * np.abs(v).clip(max=1))[..., None]], -1).astype(np.uint8)
+    rows = np.pad(pixels.reshape(len(v), -1), ((0, 0), (1, 0)))  # every line begins with its filter, 0: none
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = struct.pack(">IIBBBBB", len(values[0]), len(values), 8, 6, 0, 0, 0)  # 8 bits, RGBA
-    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"".join(rows), 9)) + chunk(b"IEND", b"")
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + chunk(b"IEND", b"")
     return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + body).decode()
 
 
@@ -276,7 +299,9 @@ def heat(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequen
         for i, name in enumerate(columns):
             x, y = left + cell * (i + 0.5), crown + high + 6
             turn = f"rotate(-90 {x:.1f} {y:.1f})"
-            parts.append(text(x, y + size * 0.35, cut(name), "name", text_anchor="end", font_size=size, transform=turn, data_task=name))
+            parts.append(
+                text(x, y + size * 0.35, cut(name), "name", text_anchor="end", font_size=size, transform=turn, data_task=name)
+            )
     return svg(left + wide + 12, crown + high + below, label, *parts, kind="chart map")
 
 

@@ -1,4 +1,4 @@
-"""What a rung's answers on the test rows show: how sure its score is, what it mixes up, what it gets wrong, how long a row takes."""
+"""What a rung's answers on the test rows show: how sure its score is, what it mixes up, what it gets wrong, its pace."""
 
 import time
 from collections import Counter

@@ -1,6 +1,6 @@
 """``RUN/report.html``: what a fit was asked, found, chose and costs, in one file that loads nothing.
 
-    anabranch report RUN        python: anabranch.report.html.write(run)
+anabranch report RUN        python: anabranch.report.html.write(run)
 """
 
 import base64
@@ -63,7 +63,16 @@ def asset(name: str) -> str:
 def gathered(run: Path, results: Mapping[str, Any], plan: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the template shows."""
     tasks, script = results["tasks"], asset("page.js")
-    whole = {"backbone": "?", "dtype": "?", "seed": "?", "seconds": None, "stages": {}, "versions": {}, "notes": [], "machine": {}}
+    whole: dict[str, Any] = {
+        "backbone": "?",
+        "dtype": "?",
+        "seed": "?",
+        "seconds": None,
+        "stages": {},
+        "versions": {},
+        "notes": [],
+        "machine": {},
+    }
     results = whole | dict(results)
     results["versions"] = {"anabranch": "?"} | results["versions"]
     data = {n: row for n, t in tasks.items() if any((row := odd(t)).values())}
@@ -155,9 +164,8 @@ def hundred(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 def snippets(run: Path, results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Command line, Python, HTTP: on a task and a row that fit this bundle."""
     name, task = next(iter(results["tasks"].items()), ("all", {"kind": "classify"}))
-    row: dict[str, Any] = {"text": "..."}
-    row |= {"pair": {"text_b": "..."}, "choice": {"choices": ["...", "..."]}}.get(task["kind"], {})
-    row = {"tokens": ["...", "..."]} if task["kind"] == "tag" else row
+    more: dict[str, dict[str, Any]] = {"pair": {"text_b": "..."}, "choice": {"choices": ["...", "..."]}}
+    row = {"tokens": ["...", "..."]} if task["kind"] == "tag" else {"text": "..."} | more.get(task["kind"], {})
     place, told = shlex.quote(str(run)), json.dumps(row)
     body = json.dumps({"task": name, "inputs": [row]})
     return [
@@ -175,6 +183,8 @@ def made(run: Path, results: Mapping[str, Any]) -> Sequence[tuple[str, Any]]:
     if (run / "bundle" / "bundle.json").is_file():
         _, bundle = store.open_bundle(run)
         rows.append(("weights of the backbone", bundle["backbone"]["fingerprint"]))
-        rows += [("delta", b["delta"]["method"].partition(".")[2] + f" {json.dumps(b['delta']['settings'])}") for b in bundle["banks"]]
+        rows += [
+            ("delta", b["delta"]["method"].partition(".")[2] + f" {json.dumps(b['delta']['settings'])}") for b in bundle["banks"]
+        ]
         rows += [("gate", g) for g in dict.fromkeys(b["gate"]["method"].partition(".")[2] for b in bundle["banks"])]
     return list(dict.fromkeys((n, v) for n, v in rows if n != "dtype"))

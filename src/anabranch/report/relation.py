@@ -1,5 +1,6 @@
 """Which tasks help or hurt each other: the relate matrix in an order that puts kin together, its tree, groups and graph."""
 
+import base64
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ NEAR = 3  # lines of the graph that a task has at least, its strongest
 
 
 def relation(names: Sequence[str], matrix: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """``{"names", "matrix"}`` in clustered order, ``"helps"`` and ``"hurts"`` (strongest pairs), ``"groups"`` {task: 0 to 5},
+    """``{"names", "matrix"}`` in clustered order (hundredths as bytes, base64), ``"helps"`` and ``"hurts"`` (strongest pairs), ``"groups"`` {task: 0 to 5},
     ``"most"`` (the cosine of the strongest colour), and the drawings ``"heat"`` and ``"graph"``. For two tasks or more."""
     values = np.nan_to_num(np.asarray(matrix, float)).clip(-1, 1)
     values = (values + values.T) / 2
@@ -37,9 +38,11 @@ def relation(names: Sequence[str], matrix: Sequence[Sequence[float]]) -> dict[st
     edges = strongest(names, values)
     helps = [(a, b, v) for v, a, b in reversed(pairs[-8:]) if v > NOISE]
     hurts = [(a, b, v) for v, a, b in pairs[:8] if v < -NOISE]
-    label = f"Cosines between {len(names)} tasks, kin together. Strongest: " + "; ".join(f"{a} and {b} {v:+.2f}" for a, b, v in helps[:3])
+    label = f"Cosines between {len(names)} tasks, kin together. Strongest: " + "; ".join(
+        f"{a} and {b} {v:+.2f}" for a, b, v in helps[:3]
+    )
     return {
-        "names": sorted_names, "matrix": sorted_values.round(2).tolist(), "helps": helps, "hurts": hurts, "groups": groups,
+        "names": sorted_names, "matrix": base64.b64encode((100 * sorted_values).round().astype(np.int8).tobytes()).decode(), "helps": helps, "hurts": hurts, "groups": groups,
         "most": most, "heat": charts.heat(shown.tolist(), sorted_names, sorted_names, label, "related", lines, words),
         "graph": charts.graph(layout(names, edges), edges, groups),
     }  # fmt: skip
@@ -59,7 +62,7 @@ def layout(names: Sequence[str], edges: Sequence[tuple[str, str, float]]) -> dic
     g = nx.Graph()
     g.add_nodes_from(names)
     g.add_weighted_edges_from((a, b, v) for a, b, v in edges if v > 0)
-    places = nx.spring_layout(g, seed=0, k=2.2 / len(names) ** 0.5, iterations=80, method="force")
+    places = nx.spring_layout(g, seed=0, k=2.2 / len(names) ** 0.5, iterations=80 if len(names) < 200 else 30, method="force")
     spots = np.array([places[n] for n in names])
     low, span = spots.min(0), np.where(np.ptp(spots, axis=0) > 0, np.ptp(spots, axis=0), 1)
     spots = 2 * (spots - low) / span - 1

@@ -20,7 +20,7 @@ from anabranch import __version__
 from anabranch.engine.model import Model, backbone_of, needs, twin
 from anabranch.engine.store import open_bundle, same_backbone
 from anabranch.errors import InputError, WorkError
-from anabranch.serve import upload
+from anabranch.serve import pages, upload
 from anabranch.serve.batcher import Batcher, Unknown, known
 from anabranch.serve.limits import LEFT, LIMITS, Busy, Limits, body_of, guard
 from anabranch.serve.metrics import Counted, Metrics
@@ -57,11 +57,11 @@ class Task(BaseModel):
     rung: str = Field(description="probe: a head on the frozen backbone; delta: its own slot; shared: one slot of several.")
     reads: list[str] = Field(description="What a row needs.")
     labels: list[Any]
-    valid: float | None
-    test: float | None
-    max_length: int | None
-    description: str | None
-    documents: int | None = Field(description="Of the corpus of a retrieval task.")
+    valid: float | None = None
+    test: float | None = None
+    max_length: int | None = None
+    description: str | None = None
+    documents: int | None = Field(None, description="Of the corpus of a retrieval task.")
 
 
 class Tasks(BaseModel):
@@ -84,7 +84,7 @@ def troubles(*codes: int) -> dict[int | str, dict[str, Any]]:
 
 def body(kind: str, model: TypeAdapter[Any] | None = None) -> dict[str, Any]:
     """What the documentation says of a body that the route itself reads: of ``model``'s form, or a file."""
-    schema = model.json_schema() if model else {"type": "string", "format": "binary"}
+    schema: dict[str, Any] = model.json_schema() if model else {"type": "string", "format": "binary"}
     for name, part in schema.pop("$defs", {}).items():
         for field in schema["properties"].values():
             if field.get("items", {}).get("$ref") == f"#/$defs/{name}":  # which would lead nowhere there
@@ -163,7 +163,7 @@ async def task(request: Request, name: str) -> Task:
 
 @v1.put(
     "/tasks/{name}", status_code=201, openapi_extra=body("application/zip"),
-    responses={200: {"model": Task, "description": "Replaced"}} | troubles(401, 408, 413, 422, 429),
+    responses={200: {"model": Task, "description": "Replaced"}, **troubles(401, 408, 413, 422, 429)},
 )  # fmt: skip
 async def put(request: Request, response: Response, name: str) -> Task:
     """Adds a task, or replaces it. The body is a zip of the files of a bundle (`zip -j task.zip RUN/bundle/*`), which has
@@ -206,11 +206,12 @@ async def metrics(request: Request) -> Response:
 
 def shown(model: Model, name: str) -> Task:
     served = model.task(name)
-    documents = None if served.corpus is None else len(served.corpus)
-    reads = needs(served.kind, served.record["kind"])
-    return Task(
-        name=name, reads=reads, documents=documents, **{k: served.record.get(k) for k in Task.model_fields if k in served.record}
-    )
+    more = {
+        "name": name,
+        "reads": needs(served.kind, served.record["kind"]),
+        "documents": None if served.corpus is None else len(served.corpus),
+    }
+    return Task.model_validate(dict(served.record) | more)
 
 
 def create_app(run: Path, *, token: str | None = None, limits: Limits = LIMITS) -> FastAPI:
@@ -237,6 +238,7 @@ def create_app(run: Path, *, token: str | None = None, limits: Limits = LIMITS) 
     app.include_router(health)
     closed = [Depends(HTTPBearer(auto_error=False)), Depends(guard(token))] if token else []
     app.include_router(v1, dependencies=closed)
+    app.include_router(pages.router(state, token))
     app.add_api_route("/metrics", metrics, tags=["health"], dependencies=closed)
     app.add_middleware(Counted, metrics=state.metrics)
     for kind, answer in REFUSALS.items():

@@ -82,7 +82,9 @@ class Mail:
         if not server and not people:
             return None
         if not server or len(people) != 2:
-            raise InputError("a digest needs ANABRANCH_SMTP=smtp://host:587 and ANABRANCH_DIGEST='from@example.org to@example.org'")
+            raise InputError(
+                "a digest needs ANABRANCH_SMTP=smtp://host:587 and ANABRANCH_DIGEST='from@example.org to@example.org'"
+            )
         return Mail(server, people[0], tuple(a for a in people[1].split(",") if a))
 
     def send(self, message: EmailMessage) -> None:
@@ -92,7 +94,11 @@ class Mail:
         port = url.port or (465 if url.scheme == "smtps" else 25)
         try:
             implicit = url.scheme == "smtps"
-            with smtplib.SMTP_SSL(host, port, timeout=30, context=safe) if implicit else smtplib.SMTP(host, port, timeout=30) as smtp:
+            with (
+                smtplib.SMTP_SSL(host, port, timeout=30, context=safe)
+                if implicit
+                else smtplib.SMTP(host, port, timeout=30) as smtp
+            ):
                 smtp.ehlo()
                 if not implicit and smtp.has_extn("starttls"):
                     smtp.starttls(context=safe)
@@ -103,7 +109,9 @@ class Mail:
                     smtp.login(unquote(url.username), unquote(url.password or ""))
                 smtp.send_message(message)
         except (OSError, smtplib.SMTPException) as error:
-            raise WorkError(f"the mail server {host}:{port} did not take the digest: {type(error).__name__}: {error!s:.200}") from None
+            raise WorkError(
+                f"the mail server {host}:{port} did not take the digest: {type(error).__name__}: {error!s:.200}"
+            ) from None
 
 
 class Feed:
@@ -185,7 +193,9 @@ class Feed:
             raise failed[0]
         return sent
 
-    def daily(self, mail: Mail, stop: threading.Event, told: Callable[[str], Any], base_url: str = "", every: float = 900.0) -> None:
+    def daily(
+        self, mail: Mail, stop: threading.Event, told: Callable[[str], Any], base_url: str = "", every: float = 900.0
+    ) -> None:
         """Looks every quarter of an hour, until ``stop``: a server that was down at the hour mails when it is back."""
         while not stop.wait(every):
             try:
@@ -240,7 +250,11 @@ def letter(
         for e in part[:SHOWN]:
             row, link = titles.get(e.row), f"{base_url}atlas/{e.row}"
             title, idea, count = (row.title, row.idea, votes.get(e.row, 0)) if row else (e.row, "", 0)
-            text += [f"* {title} ({e.words}{f', votes: {count}' if count else ''})", f"  {idea}"] + [f"  {link}"] * bool(base_url) + [""]
+            text += (
+                [f"* {title} ({e.words}{f', votes: {count}' if count else ''})", f"  {idea}"]
+                + [f"  {link}"] * bool(base_url)
+                + [""]
+            )
             shown = f'<a href="{escape(link)}">{escape(title)}</a>' if base_url else escape(title)
             html.append(f"<li>{shown} <em>({escape(e.words)}{f', votes: {count}' if count else ''})</em><br>{escape(idea)}</li>")
         more = len(part) - SHOWN
@@ -261,7 +275,6 @@ def days(events: Sequence[Event]) -> dict[str, list[Event]]:
 
 def stamp(now: datetime | None) -> str:
     return (now or datetime.now(UTC)).astimezone(UTC).replace(microsecond=0).isoformat().replace("+00:00", "Z")
-
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

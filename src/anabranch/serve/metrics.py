@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,7 +17,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        to = {"registry": self.registry, "namespace": "anabranch"}
+        to: dict[str, Any] = {"registry": self.registry, "namespace": "anabranch"}
         self.requests = Counter(
             "requests",
             "Requests by route, method and status (499: the client left before its answer).",

@@ -29,7 +29,7 @@ from anabranch.atlas.search import minilm, search
 from anabranch.atlas.show import about, chart, facts
 from anabranch.atlas.status import STATUSES, cited, statuses
 from anabranch.errors import InputError, WorkError, nearest
-from anabranch.report import html, table
+from anabranch.report import gates, html, table
 from anabranch.report.relation import relation
 from anabranch.serve.feed import Feed, Mail, days
 from anabranch.serve.limits import Busy, body_of
@@ -79,7 +79,9 @@ def router(state: Any, token: str | None = None, feed: Path | None = None, mail:
 
     def page(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         here = "/" + request.url.path.split("/")[1]
-        text = env.get_template(template).render(places=PLACES, here=here, version=VERSION, run=Path(state.run).resolve().name, **values)
+        text = env.get_template(template).render(
+            places=PLACES, here=here, version=VERSION, run=Path(state.run).resolve().name, **values
+        )
         return HTMLResponse(text, status, SAFE)
 
     def trouble(request: Request, status: int, words: str, headers: Mapping[str, str] | None = None) -> HTMLResponse:
@@ -122,8 +124,15 @@ def router(state: Any, token: str | None = None, feed: Path | None = None, mail:
         else:
             try:
                 found = (await asyncio.wrap_future(state.batcher.submit("all", [row])))[0]
+                weighed: dict[str, Any] = {}
+                if not all(bank.gate.plain for bank in state.model.banks):  # in the model's own thread: nobody else may use it
+                    look = state.batcher.change(
+                        lambda live: {n: gates.fired(live, live.served[n], row) for n in found if found[n]}
+                    )
+                    weighed = await asyncio.wrap_future(look)
                 model = state.model
-                answers = [answer(model.served[n], found[n], row) | {"fired": fired(model, n, found[n])} for n in found if n in model.served]
+                answers = [answer(model.served[n], found[n], row) | {"fired": fired(model, n, found[n], weighed.get(n))}
+                           for n in found if n in model.served]  # fmt: skip
             except Busy as error:
                 return trouble(request, 429, str(error).capitalize() + ".", {"retry-after": str(error.seconds)})
             except (InputError, WorkError) as error:
@@ -144,12 +153,21 @@ def router(state: Any, token: str | None = None, feed: Path | None = None, mail:
         if name not in found:
             return trouble(request, 404, f"No task {name!r} is served here{nearest(name, found)}.")
         served = state.model.served.get(name)
-        return page(request, "task.html", name=name, t=found[name], record=served.record if served else {}, **html.scale({name: found[name]}))
+        return page(
+            request,
+            "task.html",
+            name=name,
+            t=found[name],
+            record=served.record if served else {},
+            **html.scale({name: found[name]}),
+        )
 
     @pages.get("/map")
     def map_(request: Request) -> Response:
         found = results()
-        return page(request, "map.html", related=drawn(), gates=found.get("gates"), tasks=found["tasks"], count=len(found["tasks"]))
+        return page(
+            request, "map.html", related=drawn(), gates=found.get("gates"), tasks=found["tasks"], count=len(found["tasks"])
+        )
 
     # ---- the atlas
 
@@ -160,7 +178,9 @@ def router(state: Any, token: str | None = None, feed: Path | None = None, mail:
         noted = renewed(kept)
         listed = [r for r, _ in search(q, len(rows()))[:100]] if q else list(rows())
         chosen = {k: asked.get(k, "") for k in ("family", "status", "kind")}
-        listed = [r for r in listed if all(not v or v == (now[r.id] if k == "status" else getattr(r, k)) for k, v in chosen.items())]
+        listed = [
+            r for r in listed if all(not v or v == (now[r.id] if k == "status" else getattr(r, k)) for k, v in chosen.items())
+        ]
         sort = asked.get("sort", "") if asked.get("sort") in SORTS else ""
         dates = {e.row: e.at[:10] for e in reversed(noted)}
         order: dict[str, Callable[[Any], Any]] = {
@@ -203,7 +223,9 @@ def router(state: Any, token: str | None = None, feed: Path | None = None, mail:
     @pages.post("/atlas/{id}/vote")
     async def vote(request: Request, id: str) -> Response:
         same_origin(request)
-        given = dict(parse_qsl((await body_of(request, 10_000, state.limits.patience)).decode("utf-8", "replace"), max_num_fields=8))
+        given = dict(
+            parse_qsl((await body_of(request, 10_000, state.limits.patience)).decode("utf-8", "replace"), max_num_fields=8)
+        )
         if id not in {r.id for r in rows()}:
             return trouble(request, 404, f"The atlas has no row {id!r}.")
         who = voter(request) or secrets.token_urlsafe(16)
@@ -273,13 +295,13 @@ def voter(request: Request) -> str | None:
 
 def fresh(make: Callable[[], Any]) -> Callable[[], Any]:
     """``make()``, made anew after :data:`FRESH` seconds."""
-    lock, held = threading.Lock(), [0.0, None]
+    lock, held = threading.Lock(), list[tuple[float, Any]]()
 
     def get() -> Any:
         with lock:
-            if held[0] < time.monotonic() or held[1] is None:
-                held[:] = [time.monotonic() + FRESH, make()]
-            return held[1]
+            if not held or held[0][0] < time.monotonic():
+                held[:] = [(time.monotonic() + FRESH, make())]
+            return held[0][1]
 
     return get
 

@@ -1,4 +1,4 @@
-"""What a page shows of an answer: the words of a label, how sure it is, marked tokens, ranked documents, the deltas that fired."""
+"""What a page shows of an answer: its words, how sure they are, marked tokens, ranked documents, the deltas that fired."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,9 @@ def answer(served: Any, found: Mapping[str, Any] | None, row: Mapping[str, Any])
     out: dict[str, Any] = {"name": served.name, "kind": kind, "said": None, "sure": None, "best": [], "pieces": [], "ranked": [],
                            "abstain": False, "truncated": False, "lacks": ""}  # fmt: skip
     if found is None:
-        return out | {"lacks": "a second text" if served.kind.two or kind == "pair" else "choices" if kind == "choice" else "a text"}
+        return out | {
+            "lacks": "a second text" if served.kind.two or kind == "pair" else "choices" if kind == "choice" else "a text"
+        }
     said, scores = found["prediction"], found["scores"]
     out |= {"abstain": bool(found.get("abstain")), "truncated": bool(found.get("truncated"))}
     if kind == "tag":
@@ -64,12 +66,13 @@ def pieces(tokens: Sequence[str], labels: Sequence[str], scores: Sequence[float]
     return out
 
 
-def fired(model: Any, name: str, found: Mapping[str, Any] | None) -> list[tuple[str, float]]:
-    """(slot, its weight) of an answer: as the answer says (``fired``), else as the gate by_task has it; [] is f itself."""
+def fired(model: Any, name: str, found: Any, weighed: Sequence[Mapping[str, Any]] | None = None) -> list[tuple[str, float]]:
+    """(slot, its weight) of an answer: as a gate weighed them, those below a hundredth left out, else the task's one slot; []
+    is f itself."""
     if found is None:
         return []
-    if "fired" in found:
-        return [(each["slot"], each["weight"]) for each in found["fired"]]
+    if weighed:
+        return [(each["slot"], each["weight"]) for each in weighed if each["weight"] >= 0.01]
     kinds = ", ".join(dict.fromkeys(b["delta"]["method"].partition(".")[2] for b in model.bundle["banks"]))
     rung = model.served[name].record["rung"]
     return {"delta": [(f"its own {kinds}", 1.0)], "shared": [(f"the shared {kinds}", 1.0)]}.get(rung, [])
@@ -78,7 +81,13 @@ def fired(model: Any, name: str, found: Mapping[str, Any] | None) -> list[tuple[
 def task_of(told: Mapping[str, Any] | None, record: Mapping[str, Any]) -> dict[str, Any]:
     """A task for the pages: what results.json tells of it, or what its record in the bundle says alone."""
     empty = dict.fromkeys(("majority", "probe", "shared", "delta", "kilobytes", "n_train", "n_valid", "n_test", "bm25"))
-    mine = {"kind": record["kind"], "metric": record["metric"], "test": record["test"], "valid": record["valid"], "chosen": record["rung"]}
+    mine = {
+        "kind": record["kind"],
+        "metric": record["metric"],
+        "test": record["test"],
+        "valid": record["valid"],
+        "chosen": record["rung"],
+    }
     rung = record["rung"] if record["rung"] in empty else "delta"
     if told and told["chosen"] == record["rung"] and told["test"] == record["test"]:
         return empty | {"curve": [], "rungs": {}} | dict(told)

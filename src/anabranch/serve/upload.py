@@ -89,6 +89,9 @@ class Record(BaseModel, strict=True, extra="allow"):
     mean: list[float]
     std: list[float]
     max_length: int | None = Field(None, ge=1)
+    valid: float | None = None
+    test: float | None = None
+    description: str | None = None
     common: int = 0
     file: str | None = Field(None, pattern=rf"^{TENSORS}$")
     corpus: str | None = Field(None, pattern=rf"^{CORPUS}$")

@@ -6,14 +6,17 @@
   document.body.append(tip);
 
   const heats = {};
-  for (const data of all("script[data-matrix]")) heats[data.id] = JSON.parse(data.textContent);
+  for (const data of all("script[data-matrix]")) {
+    const { names, matrix } = JSON.parse(data.textContent), bytes = atob(matrix);
+    heats[data.id] = { names, at: (r, c) => ((bytes.charCodeAt(r * names.length + c) << 24) >> 24) / 100 };
+  }
   const told = (event) => {
     const heat = event.target.closest && event.target.closest("[data-heat]");
     if (heat) {
-      const { names, matrix } = heats[heat.dataset.heat], box = heat.getBoundingClientRect();
+      const { names, at: value } = heats[heat.dataset.heat], box = heat.getBoundingClientRect();
       const at = (from, size, n) => Math.max(0, Math.min(n - 1, Math.floor(((from) / size) * n)));
       const r = at(event.clientY - box.top, box.height, names.length), c = at(event.clientX - box.left, box.width, names.length);
-      return `${names[r]} and ${names[c]}: ${matrix[r][c].toFixed(2)}`;
+      return `${names[r]} and ${names[c]}: ${value(r, c).toFixed(2)}`;
     }
     const element = event.target.closest && event.target.closest("[data-tip]");
     return element ? element.dataset.tip : "";

@@ -1,0 +1,177 @@
+"""A merge of any form over tasks' slots: what it needs of their data, what it may ask, and what comes of it."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anabranch.core.adapt import Adapted
+from anabranch.core.bank import Bank, Tree
+from anabranch.core.fold import Look, changes
+from anabranch.core.names import make
+from anabranch.core.site import Site
+from anabranch.engine.algebra import dense_bank, merge
+from anabranch.engine.features import Features
+from anabranch.engine.job import Head, Job, Part, apply, joined
+from anabranch.engine.seen import seen
+from anabranch.engine.train import Slot, encode, seeded
+from anabranch.errors import InputError
+
+FEW = 64  # rows of each task that a merge may look at
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Slots ``slots[j]`` of ``bank`` are task j's; all the same where one model serves all."""
+
+    bank: Bank
+    slots: list[int]
+    after: list[Tree]  # per task, what changes its features behind f (surgery); empty trees elsewhere
+
+
+def merged(features: Features, jobs: Sequence[Job], heads: Sequence[Head], bank: Bank, method: Any, *,
+           few: int = FEW, seed: int = 0, split: str = "valid") -> Merged:  # fmt: skip
+    """Slot j + 1 of ``bank`` is job j's. ``few``: rows of a task's ``split`` that a merge with data may see."""
+    combine, f = make("merge", method), features.backbone.f
+    form, parts = next(iter(signature(method_of(combine)).parameters)), [(bank, j + 1) for j in range(len(jobs))]
+    if form == "rows":
+        with torch.no_grad():
+            return one(merge(f, parts, combine, statistics(features, jobs, heads, bank, needs_of(combine), few)), len(jobs))
+    if form == "bank":
+        asks = "look" in signature(method_of(combine)).parameters
+        look = [look_of(features, jobs, heads, bank.sites, [dense(f, bank, j) for _, j in parts], few, seed, split)] * asks
+        return Merged(combine(bank, f, *look), list(range(1, len(jobs) + 1)), [{}] * len(jobs))
+    if form != "trees":
+        raise InputError(f"merge {method!r} trains in several stages; it is no merge of finished slots")
+    trees = [dense(f, bank, j + 1) for j in range(len(jobs))]
+    found = combine(trees, look_of(features, jobs, heads, bank.sites, trees, few, seed, split))
+    if isinstance(found, dict):
+        return one(dense_bank(bank.sites, plain(found)), len(jobs))
+    made = dense_bank(bank.sites, plain(found[0]))
+    made.add([plain(tree) for tree in found[1:]])
+    return Merged(made, list(range(1, len(found) + 1)), [{n: p for n, p in tree.items() if not n} for tree in found])
+
+
+def one(bank: Bank, tasks: int) -> Merged:
+    return Merged(bank, [1] * tasks, [{}] * tasks)
+
+
+def plain(tree: Tree) -> Tree:
+    return {site: {n: t.detach() for n, t in p.items()} for site, p in tree.items() if site}
+
+
+def method_of(combine: Any) -> Any:
+    return getattr(combine, "__wrapped__", combine)
+
+
+def needs_of(combine: Any) -> frozenset[str]:
+    return frozenset(getattr(sys.modules[method_of(combine).__module__], "needs", ()))
+
+
+def dense(f: Any, bank: Bank, slot: int) -> Tree:
+    """A slot's change of f as a dense tree; zeros where it changes nothing."""
+    tree: Tree = {}
+    found = changes(f, bank, slot)
+    for site in bank.sites:
+        own = dict(zip("Wb", site.weight(f), strict=True))
+        tree[site.key] = {n: torch.zeros_like(t, dtype=torch.float32) if d is None else d.detach()
+                          for (n, t), d in zip(own.items(), found[site.key], strict=True) if t is not None}  # fmt: skip
+    return tree
+
+
+def statistics(features: Features, jobs: Sequence[Job], heads: Sequence[Head], bank: Bank, needs: frozenset[str],
+               few: int) -> dict[str, dict[str, Tensor]]:  # fmt: skip
+    """``gram`` [t, d_in, d_in]: mean of x x^T; ``fisher`` [t, d_out, d_in]: mean squared gradient of W, both over training rows."""
+    out: dict[str, dict[str, Tensor]] = {}
+    if "gram" in needs:
+        found = [seen(features, bank, job, frozenset({"cov"})) or {} for job in jobs]
+        out["gram"] = {s.key: torch.stack([one[s.key]["cov"] for one in found]) for s in bank.sites}
+    if "fisher" in needs:
+        pairs = zip(jobs, heads, strict=True)
+        squares = [fisher(features, job, head, bank, j, few) for j, (job, head) in enumerate(pairs, 1)]
+        out["fisher"] = {s.key: torch.stack([one[s.key]["W"] for one in squares]) for s in bank.sites}
+    return out
+
+
+def fisher(features: Features, job: Job, head: Head, bank: Bank, slot: int, few: int) -> Tree:
+    """Mean over rows of the squared gradient of the log loss, under the task's own slot (the empirical Fisher's diagonal)."""
+    made = dense_bank(bank.sites, dense(features.backbone.f, bank, slot))
+    adapted = Adapted(features.backbone.f, [made], features.tail)
+    row, total = made.tables["own"].data[1], torch.zeros(made.tables["own"].n)
+    part = job.parts["train"]
+    with torch.enable_grad():
+        for r in range(min(few, len(part))):
+            leaf = torch.stack([torch.zeros_like(row), row]).requires_grad_()
+            adapted.sources[0]["own"] = leaf
+            losses(features, adapted, job, head, taken(part, [r])).sum().backward()
+            assert leaf.grad is not None
+            total += leaf.grad[1].square() / min(few, len(part))
+    return made.tables["own"].split(total)
+
+
+def taken(part: Part, rows: Sequence[int]) -> Part:
+    return Part([part.units[r] for r in rows], part.y[list(rows)] if isinstance(part.y, Tensor) else [part.y[r] for r in rows],
+                [part.labels[r] for r in rows])  # fmt: skip
+
+
+def inputs_of(features: Features, adapted: Adapted, job: Job, part: Part) -> tuple[Tensor, list[int]]:
+    """Inputs of the job's head for rows under slot 1, and the counts of their units; differentiable."""
+    flat = [u for row in part.units for u in row]
+    z = torch.cat(encode(features, adapted, flat, [1] * len(flat), job.kind.words))
+    return joined(job.kind, z, [len(row) for row in part.units], features.backbone.d), job.counts(features, part.units)
+
+
+def losses(features: Features, adapted: Adapted, job: Job, head: Head, part: Part) -> Tensor:
+    x, counts = inputs_of(features, adapted, job, part)
+    return job.kind.loss(apply(head, x), part.y, counts)
+
+
+def look_of(features: Features, jobs: Sequence[Job], heads: Sequence[Head], sites: Sequence[Site], trees: Sequence[Tree],
+            few: int, seed: int, split: str) -> Look:  # fmt: skip
+    """What a learned merge sees: at most ``few`` rows of each task, drawn by ``seed``."""
+    made = dense_bank(list(sites), trees[0])
+    adapted = Adapted(features.backbone.f, [made], features.tail)
+    parts = []
+    for job in jobs:
+        part = job.parts[split] if len(job.parts[split]) else job.parts["train"]
+        parts.append(taken(part, torch.randperm(len(part), generator=seeded(seed, job.name, "look")).tolist()[:few]))
+
+    def enter(tree: Tree) -> None:
+        row = made.tables["own"].row(tree)
+        adapted.sources[0]["own"] = torch.stack([torch.zeros_like(row), row])
+
+    def each(tree: Tree, measure: Any) -> Tensor:
+        enter(tree)
+        return torch.stack([measure(job, head, part) for job, head, part in zip(jobs, heads, parts, strict=True)])
+
+    def labelled(job: Job, head: Head, part: Part) -> Tensor:
+        return losses(features, adapted, job, head, part).mean()
+
+    def entropy(job: Job, head: Head, part: Part) -> Tensor:
+        p = torch.log_softmax(apply(head, inputs_of(features, adapted, job, part)[0]), -1)
+        return -(p.exp() * p).sum(-1).mean()
+
+    def vectors(tree: Tree, j: int) -> Tensor:
+        enter(tree)
+        return inputs_of(features, adapted, jobs[j], parts[j])[0]
+
+    return Look(losses=lambda tree: each(tree, labelled), entropies=lambda tree: each(tree, entropy), features=vectors,
+                own=lambda j: trees[j], f=features.backbone.f, sites=list(sites), rng=seeded(seed, "look"))  # fmt: skip
+
+
+class After:
+    """A view whose features are corrected behind f: z + relu(z down) up."""
+
+    def __init__(self, view: Slot, tree: Tree) -> None:
+        self.view, self.p = view, tree.get("", {})
+
+    def __call__(self, units: Sequence[int]) -> Tensor:
+        z = self.view(units)
+        return z if not self.p else z + torch.relu(z @ self.p["down"]) @ self.p["up"]
+
+    def speak(self, units: Sequence[int]) -> list[str]:
+        return self.view.speak(units)
