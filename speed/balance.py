@@ -129,8 +129,7 @@ class Step:
 
     def torchjd_shared(self) -> None:
         from torchjd.aggregation import PCGrad
-        from torchjd.autojac import mtl_backward
-        from torchjd.autojac import jac_to_grad
+        from torchjd.autojac import jac_to_grad, mtl_backward
 
         leaf, heads, z, _ = self.shared()
         parts = [h.clone().requires_grad_() for h in heads.detach()]

@@ -146,7 +146,7 @@ def test_what_is_cited_is_in_the_catalogue() -> None:
     assert not {row: list(map(name, by)) for row, by in status.cited().items() if row not in known}
     claims = {p.stem.replace("_", "-") for p in (SRC / "claims").glob("[!_]*.py")}
     verdicts = {p.stem for p in (SRC / "claims" / "verdicts").glob("*.json")}
-    assert not claims - known, "claims of no row"
+    assert not {c for c in claims if not c.startswith("baseline-")} - known, "claims of no row"
     assert not verdicts - claims, "verdicts of no claim"
 
 

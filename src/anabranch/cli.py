@@ -296,6 +296,28 @@ def search(words: list[str], *, json: bool) -> Any:
     return rows, rows
 
 
+@command(app)
+def claim(
+    id: Annotated[str | None, typer.Argument(help="A row of the catalogue, see anabranch atlas.")] = None,
+    family: Annotated[str | None, typer.Option(help="All claims of a family instead of one.")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds 0, 1, ...")] = 3,
+    data: Annotated[Path | None, typer.Option(help="A folder of task folders; else docstrings.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes; each takes one seed at a time.")] = 1,
+    publish: Annotated[bool, typer.Option("--publish", help="Keep the verdict in the package, for a source checkout.")] = False,
+    *, json: bool,
+) -> Any:  # fmt: skip
+    """Measure what a paper claims, here, and say whether it held. What is measured is kept: a killed claim goes on."""
+    from anabranch.engine import claim as engine
+
+    with resumable("claim", *([id] if id else ["--family", family]), "--seeds", seeds, *(["--data", data] if data else [])):
+        found = []
+        for name in engine.ids_of(id, family):
+            found.append(engine.run(name, seeds, data, jobs, told=lambda text: typer.echo(text, err=True)))
+            if publish:
+                engine.publish(found[-1])
+    return (found[0] if id else {"claims": found}), Group(*map(table.verdict, found))
+
+
 @command(cache_app, "")
 def cache(context: typer.Context) -> Any:
     """The user's cache: where it is and what it holds."""

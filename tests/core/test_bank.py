@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from laws._nasty import backbone, bank
+from laws._nasty import backbone, bank, frozen
 from torch import Generator, Tensor
 
 from anabranch.core.bank import Bank, Table
@@ -164,7 +164,7 @@ def test_a_bank_serves_in_another_type_without_touching_the_one_in_training():
     made = mixed()
     made.add_gate(made.gates(Generator().manual_seed(1)))
     before = {n: t.data.clone() for n, t in made.tables.items()}
-    served = made.frozen(torch.bfloat16)
+    served = frozen(made, torch.bfloat16)
     for name, table in served.tables.items():
         assert table.data.dtype is (torch.bfloat16 if table.data.is_floating_point() else table.data.dtype)
         assert len(table) == len(made.tables[name])
@@ -175,7 +175,7 @@ def test_a_bank_serves_in_another_type_without_touching_the_one_in_training():
 
 def test_an_empty_bank_freezes_to_an_empty_bank():
     made = mixed(0)
-    served = made.frozen(torch.bfloat16)
+    served = frozen(made, torch.bfloat16)
     assert served is not made and len(served) == 0 and made.tables["shared"].data.dtype is torch.float32
 
 

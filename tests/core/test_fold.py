@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from laws._nasty import IDS, MAKES, D, backbone, bank, batch, close, loaded, real, run
+from laws._nasty import IDS, MAKES, D, backbone, bank, batch, close, frozen, loaded, real, run
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -62,7 +62,7 @@ def test_a_later_stage_folds_into_what_the_earlier_made_of_f():
 def test_a_frozen_bank_in_a_short_type_folds_as_it_runs():
     f = backbone("bert")
     for delta in ("lora", "mask", "dense", "ia3"):
-        served = bank(f, delta).frozen(torch.bfloat16)
+        served = frozen(bank(f, delta), torch.bfloat16)
         close(answer(loaded(f, fold(f, [(served, 2, 1.0)]))), running(f, served))
 
 

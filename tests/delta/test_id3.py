@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from laws._nasty import backbone, bank, close
+from laws._nasty import backbone, bank, close, frozen
 from torch import nn
 
 from anabranch.core.adapt import Adapted
@@ -82,6 +82,6 @@ def test_a_site_holds_no_more_than_its_room():
 
 
 def test_a_slot_is_stored_as_ids_and_values():
-    made = bank(backbone("bert"), {"id3": {"share": 0.02}}).frozen(torch.bfloat16)
+    made = frozen(bank(backbone("bert"), {"id3": {"share": 0.02}}), torch.bfloat16)
     each = 2 * round(0.02 * 32 * 32)
     assert made.tables["own"].n == made.tables["fixed.int32"].n == 4 * each

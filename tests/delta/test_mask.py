@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from laws._nasty import backbone, bank, batch, close, loaded, real, run
+from laws._nasty import backbone, bank, batch, close, frozen, loaded, real, run
 from torch import nn
 
 from anabranch.core.adapt import Adapted
@@ -44,7 +44,7 @@ def test_bits_are_an_eighth_of_a_byte_each():
     for p in ({"score": score}, mask.freeze({"score": score})):
         dW, db = mask.weight(p, W, None)
         assert (W + dW).tolist() == [[1, 0, 0], [4, 0, 6]] and db is None
-    made = bank(backbone("bert"), "mask").frozen()
+    made = frozen(bank(backbone("bert"), "mask"))
     assert made.tables["fixed.uint8"].n == sum(s.d_in * s.d_out for s in made.sites) // 8 and made.tables["own"].n == 0
     assert mask.freeze({"score": torch.ones(3, 11)})["bits"].tolist() == [255, 255, 255, 255, 1]
 

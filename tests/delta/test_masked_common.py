@@ -1,7 +1,7 @@
 """One change for all, masked for each: bits and training by the straight-through gradient."""
 
 import torch
-from laws._nasty import close
+from laws._nasty import close, frozen
 from torch import nn
 
 from anabranch.core.adapt import Adapted
@@ -28,15 +28,15 @@ COMMON = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]  # six weights, two biases
 
 def test_by_hand_with_scores_and_with_bits():
     bank = made(SCORES, COMMON)
-    for served in (bank, bank.frozen()):
+    for served in (bank, frozen(bank)):
         dW, db = changes(F, served, 1)["0"]
         assert dW.tolist() == [[1, 0, 0], [4, 5, 0]] and db.tolist() == [7, 0]
         assert changes(F, served, 2)["0"][0].tolist() == [[0, 2, 3], [4, 5, 6]]
-    assert bank.frozen().take(1)["0"]["bits@0"].tolist() == [0b01011001]
+    assert frozen(bank).take(1)["0"]["bits@0"].tolist() == [0b01011001]
 
 
 def test_what_is_common_is_stored_once_and_a_task_is_a_bit_a_number():
-    served = made(SCORES, COMMON).frozen()
+    served = frozen(made(SCORES, COMMON))
     assert served.tables["shared"].n == 8 and served.tables["fixed.uint8"].n == 1 and served.tables["own"].n == 0
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from laws._nasty import backbone, bank, close
+from laws._nasty import backbone, bank, close, frozen
 
 from anabranch.core.names import make
 from anabranch.delta._bits import pack, unpack
@@ -50,7 +50,7 @@ def test_training_and_serving_agree_to_the_bit_and_the_gradient_passes():
 def test_a_slot_is_as_small_as_it_says():
     made = bank(backbone("bert"), {"quantised": {"bits": 3}})
     numbers = made.tables["own"].n
-    served = made.frozen()
+    served = frozen(made)
     assert served.tables["fixed.uint8"].n + 2 * served.tables["own"].n <= numbers * 3 / 8 + 4 * 2 * len(made.sites)
     with pytest.raises(InputError, match="bits"):
         make("delta", {"quantised": {"bits": 9}})

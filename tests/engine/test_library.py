@@ -263,23 +263,23 @@ def test_equal_experts_are_one_cluster(backbone):
 def test_rows_without_a_task_are_answered(out, gate):
     library = Library([out])
     routed = library.route(gate)
-    found = routed.answer(["the red cat", {"text": "a red owl", "text_b": "blue"}, {"text": "w1"}])
+    found = routed.ask(["the red cat", {"text": "a red owl", "text_b": "blue"}, {"text": "w1"}])
     assert [set(a) >= {"expert", "task", "shares", "prediction", "scores"} for a in found] == [True] * 3
     for entry in found:
         assert set(entry["shares"]) == set(library.names) and sum(entry["shares"].values()) == pytest.approx(1, abs=1e-4)
         assert entry["task"] in library.names and min(entry["shares"].values()) >= 0
     assert found[0]["task"] != "pair"  # it has no second text
-    alone = routed.answer([{"text": "w1"}])[0]
+    alone = routed.ask([{"text": "w1"}])[0]
     assert alone["prediction"] == found[2]["prediction"] and alone["shares"] == pytest.approx(found[2]["shares"], abs=1e-5)
-    assert routed.answer([]) == [] and routed.features([]).shape == (0, 32)
+    assert routed.ask([]) == [] and routed.features([]).shape == (0, 32)
     with pytest.raises(InputError, match="row 1: no expert's task can do with tokens"):
-        routed.answer([{"tokens": ["a"]}])
+        routed.ask([{"tokens": ["a"]}])
 
 
 def test_the_head_is_that_of_the_largest_share(out):
     routed = Library([out]).route()
     shares = routed.shares(TEXTS)
-    for row, entry in zip(shares, routed.answer(TEXTS), strict=True):
+    for row, entry in zip(shares, routed.ask(TEXTS), strict=True):
         best = max(("classify", "multilabel"), key=lambda n: float(row[routed.library.names.index(n)]))
         assert entry["expert"] == entry["task"] == best
         assert routed.predict(best, TEXTS)[TEXTS.index(TEXTS[0])] is not None
@@ -293,7 +293,7 @@ def test_a_library_of_one_answers_as_its_expert(out):
     routed = library.route()
     for a, b in zip(routed.predict("classify", TEXTS), model.predict("classify", TEXTS), strict=True):
         assert a["prediction"] == b["prediction"] and a["scores"] == pytest.approx(b["scores"], abs=1e-3)
-    assert routed.answer(TEXTS)[1]["shares"] == {"classify": pytest.approx(1)}
+    assert routed.ask(TEXTS)[1]["shares"] == {"classify": pytest.approx(1)}
     assert "1 tasks: classify" in repr(routed)
 
 

@@ -237,7 +237,7 @@ def test_masks():
     ids, labels = _lm.masked(rows, 1000, torch.Generator().manual_seed(0))
     chosen = labels != _lm.UNREAD
     assert not chosen[:, 90:].any() and (labels[chosen] == 50).all() and (ids[~chosen] == rows[~chosen]).all()
-    assert abs(chosen[:, :90].float().mean() - 0.15) < 0.01
+    assert abs(chosen[:, :90].float().mean() - 0.2) < 0.01
     assert abs((ids[chosen] == 4).float().mean() - 0.8) < 0.02 and abs((ids[chosen] == 50).float().mean() - 0.1) < 0.02
 
 
@@ -246,7 +246,7 @@ def test_the_schedule_and_the_last_losses():
     torch.nn.init.constant_(w.weight, 1.0)
 
     def loss(x):
-        rates.append(float(w.weight))
+        rates.append(w.weight.item())
         return w(x).sum()
 
     final = _loop.train(w, ((torch.ones(1, 1),) for _ in range(99)), loss, 40, 0.1)

@@ -14,7 +14,8 @@ from anabranch.engine import linear, train
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, job_of
 from anabranch.engine.model import backbone_of
-from anabranch.engine.train import Learner, Trainer, encode, learned, said, seeded
+from anabranch.engine.passes import encode, learned, said, seeded
+from anabranch.engine.train import Learner, Trainer
 from anabranch.task.data import load_task
 from anabranch.task.plan import TaskSpec
 

@@ -77,6 +77,16 @@ def bank(f: nn.Module, delta: str | dict | Delta, gate: str | dict = "by_task", 
     return made
 
 
+def frozen(made: Bank, dtype: torch.dtype | None = None) -> Bank:
+    """The bank as stored and served, floats in ``dtype``."""
+    served = Bank(made.delta, made.gate, made.sites, {}, made.stage, made.routes)
+    slots = [made.freeze(made._row(i)) for i in range(len(made) + 1)]  # row 0 tells the layout
+    served.adopt(slots[0], {}, {})
+    served.tables |= {name: made.tables[name].copy() for name in ("gate", "shared")}
+    served.add(slots[1:])
+    return served.to(dtype) if dtype else served
+
+
 def run(adapted: Adapted, inputs: dict[str, Tensor], ids: Sequence | Tensor | None, **more: Tensor) -> Tensor:
     """The last hidden state under the slots ``ids`` of each row."""
     return adapted(inputs, None if ids is None else Route.to(torch.as_tensor(ids), **more)).last_hidden_state

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from laws._nasty import BLOCKS, IDS, MAKES, TEXT, D, backbone, bank, batch, close, loaded, real, row, run, sits
+from laws._nasty import BLOCKS, IDS, MAKES, TEXT, D, backbone, bank, batch, close, frozen, loaded, real, row, run, sits
 from torch import nn
 
 from anabranch.core.adapt import Adapted
@@ -97,7 +97,7 @@ def test_folded_equals_running(delta, name):
 def test_what_is_frozen_serves_the_same_answers(delta, name):
     f, inputs = backbone(name), batch(name)
     made = bank(f, delta)
-    close(run(Adapted(f, [made.frozen()]), inputs, IDS), run(Adapted(f, [made]), inputs, IDS), 1e-6)
+    close(run(Adapted(f, [frozen(made)]), inputs, IDS), run(Adapted(f, [made]), inputs, IDS), 1e-6)
 
 
 @everywhere
@@ -107,7 +107,7 @@ def test_answers_keep_the_type_of_f(delta, name):
     made = bank(f, delta)
     got = run(Adapted(f, [made]), inputs, IDS)
     assert got.dtype is torch.bfloat16 and got.isfinite().all()
-    served = run(Adapted(f, [made.frozen(torch.bfloat16)]), inputs, IDS)
+    served = run(Adapted(f, [frozen(made, torch.bfloat16)]), inputs, IDS)
     assert torch.equal(served, got)  # parameters are rounded to f's type where they run, so that rounding first is the same
     assert made.tables["own"].data.dtype is torch.float32
 
@@ -164,7 +164,7 @@ def test_the_tail_with_cached_features_gives_equal_bits(delta, name):
 def test_taken_and_added_again_it_is_the_same_bits(delta, served):
     f = backbone("bert")
     made = bank(f, delta)
-    made = made if served is None else made.frozen(served)
+    made = made if served is None else frozen(made, served)
     before = {n: t.data.clone() for n, t in made.tables.items()}
     new = made.add([made.take(2), made.take(1)])
     assert new == [4, 5] and len(made) == 5

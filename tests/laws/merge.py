@@ -25,6 +25,7 @@ from anabranch.core.site import Site
 from anabranch.core.site import find as sites_at
 from anabranch.engine import algebra
 from anabranch.errors import InputError
+from anabranch.merge._look import Look
 from anabranch.types import edges
 
 WORDS_OF_PROMISE = {"identity", "order", "scale", "shape"}
@@ -349,7 +350,7 @@ def look_at(f: torch.nn.Module, sites: list[Site], trees: list[dict[str, dict[st
     def entropies(tree: Any) -> Tensor:
         return torch.stack([-(p.exp() * p).sum(1).mean() for p in said(tree)])
 
-    return fold.Look(losses=losses, entropies=entropies, features=features, own=lambda j: trees[j], f=f, sites=sites,
+    return Look(losses=losses, entropies=entropies, features=features, own=lambda j: trees[j], f=f, sites=sites,
                      rng=torch.Generator().manual_seed(8))  # fmt: skip
 
 

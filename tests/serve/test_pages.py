@@ -108,6 +108,10 @@ def test_a_body_that_is_too_large_is_refused(tmp_path):
     assert TestClient(app).post("/", data={"text": "a" * 200}).status_code == 413
 
 
+def test_a_form_with_too_many_fields_is_refused(client):
+    assert client.post("/", content=b"&".join(b"a%d=1" % i for i in range(99))).status_code == 422
+
+
 def test_the_table_has_scores_sizes_and_rungs(client):
     text, page = read(client, "/tasks")
     results = tiny.fitted("bert")[1]["tasks"]
@@ -247,7 +251,17 @@ def test_the_atlas_is_searched_filtered_and_turned(client):
     assert merges == sorted(merges, key=lambda id: known[id].title.casefold())
     two = titles(read(client, "/atlas?page=2")[0])
     assert len(two) == pages.PAGE and not set(two) & set(titles(everything))
-    for odd in ("page=0", "page=99999", "page=x", "page=%C2%B2", "family=nope", "sort=nope", f"q={'a' * 5000}", "q=%00"):
+    for odd in (
+        "page=0",
+        "page=99999",
+        "page=x",
+        "page=%C2%B2",
+        f"page={'9' * 5000}",
+        "family=nope",
+        "sort=nope",
+        f"q={'a' * 5000}",
+        "q=%00",
+    ):
         read(client, f"/atlas?{odd}")
     assert "0 rows" in read(client, "/atlas?family=nope")[0]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from anabranch.core.attention import listen
 from anabranch.core.bank import Bank
 from anabranch.core.delta import At, mix
+from anabranch.core.lowrank import Runs
 from anabranch.core.route import Opened, Route
 from anabranch.core.sequence import fresh_mask, input_of, positions, trimmed, widen, with_first
 from anabranch.core.site import Site, blocks, clone, tail
@@ -102,8 +103,7 @@ class Adapted(nn.Module):
         """Soft tokens in front of the embedded text, visible to the rows that have them; positions move by what is visible."""
         if not kwargs.keys() & {"input_ids", "inputs_embeds"}:
             raise InputError(
-                f"{type(f).__name__} has no token embedding in front of which a prompt fits;"
-                " use {deep_prompt: {}, at: 'block[:1]'}"
+                f"{type(f).__name__} embeds no tokens: instead of a prompt use {{deep_prompt: {{}}, at: 'block[:1]'}}"
             )
         x = kwargs.pop("inputs_embeds", None)
         x = f.get_input_embeddings()(kwargs.pop("input_ids")) if x is None else x  # type: ignore[operator]
@@ -154,11 +154,8 @@ class Adapted(nn.Module):
 
     def _leave(self, f: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         if not torch.compiler.is_compiling() and any(r is not None for r in self.routes) and self._expected - self._ran:
-            lost = sorted(self._expected - self._ran)
-            raise InputError(
-                f"these sites did not run in f's forward pass, so their deltas would be lost: {lost};"
-                " place the delta on a module that f calls (nn.MultiheadAttention never calls its out_proj)"
-            )
+            lost = f"{sorted(self._expected - self._ran)} did not run in f's forward pass, so their deltas would be lost"
+            raise InputError(f"{lost}: take modules that f calls (nn.MultiheadAttention never calls its out_proj)")
         if not self._front:
             return out
         if isinstance(out, dict) and out.get("pooler_output") is not None:
@@ -178,11 +175,8 @@ class Adapted(nn.Module):
                     continue
                 x = self._held[site.key] if site.read else input_of(site, args, y)
                 dy = self._change(i, site, x, base[..., site.columns])
-                y = (
-                    y + dy
-                    if not site.stop
-                    else torch.cat([y[..., : site.start], y[..., site.columns] + dy, y[..., site.stop :]], -1)
-                )
+                cut = [y[..., : site.start], y[..., site.columns] + dy, y[..., site.stop :]] if site.stop else []
+                y = torch.cat(cut, -1) if cut else y + dy
         return with_first(output, y)
 
     # ---- what they add -------------------------------------------------------------------------------------------
@@ -224,11 +218,12 @@ class Adapted(nn.Module):
         route, bank, out = self.routes[i], self.banks[i], []
         assert route is not None
         if len(route.ids) != len(at.y):
-            raise InputError(
-                f"the route has {len(route.ids)} rows, {site.key or 'f'} saw {len(at.y)}: beam search and num_return_sequences"
-                " enlarge the batch; repeat the ids of the route as often"
-            )
+            wrong = f"the route has {len(route.ids)} rows, {site.key or 'f'} saw {len(at.y)}"
+            raise InputError(f"{wrong}: beam search and num_return_sequences enlarge the batch; repeat the ids as often")
         parts = self._open[i].parts
+        if route.w is None and bank.gate.plain and (runs := self._open[i].factors(site.key, at.y.dtype)):
+            ends = [part.stop * at.x.shape[1] for part in parts]
+            return Runs.apply(at.x.flatten(0, 1), ends, *(a for a, _ in runs), *(b for _, b in runs)).view_as(at.y)
         sizes = [part.stop - part.start for part in parts]
         split = zip(*(t.split(sizes) for t in (at.x, at.y, at.mask)), strict=True)
         for part, (x, y, mask) in zip(parts, [at[:3]] if len(parts) == 1 else split, strict=True):

@@ -194,17 +194,10 @@ class Bank:
             self.tables[name].shrink(keep)
         return {0: 0} | {old: new for new, old in enumerate(keep, 1)}
 
-    def frozen(self, dtype: torch.dtype | None = None) -> "Bank":
-        """The bank as stored and served: each slot through ``delta.freeze``, floats in ``dtype``."""
-        served = Bank(self.delta, self.gate, self.sites, {}, self.stage, self.routes)
-        slots = []
-        for i in range(len(self) + 1):  # row 0 tells the layout
-            slots.append({s: self.delta.freeze({n: t for n, t in p.items() if not n.startswith("key.")})
-                          | {n: t for n, t in p.items() if n.startswith("key.")} for s, p in self._row(i).items()})  # fmt: skip
-        served.adopt(slots[0], {}, {})
-        served.tables |= {name: self.tables[name].copy() for name in ("gate", "shared")}
-        served.add(slots[1:])
-        return served.to(dtype) if dtype else served
+    def freeze(self, slot: Tree) -> Tree:
+        """A slot as stored and served: its own tensors through ``delta.freeze``, its keys as they are."""
+        keys = {s: {n: t for n, t in p.items() if n.startswith("key.")} for s, p in slot.items()}
+        return {s: self.delta.freeze({n: t for n, t in p.items() if n not in keys[s]}) | keys[s] for s, p in slot.items()}
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Bank":
         for table in self.tables.values():

@@ -61,6 +61,10 @@ class Delta(ABC):
                 return functional_call(at.module, moved, (at.x,)) - at.y
         return at.x @ dW.mT + (0 if db is None else db)
 
+    def factors(self, p: Params) -> tuple[Tensor, Tensor] | None:
+        """a [d_in, r], b [r, d_out] where ``apply`` is nothing but ``x a b``: then many slots are applied at once."""
+        return None
+
     def weight(self, p: Params, W: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """The change of the site's weight [d_out, d_in] and bias [d_out] that ``apply`` amounts to; None: no change."""
         raise TypeError(f"{type(self).__name__} changes activations, not weights, so it cannot be folded into f")

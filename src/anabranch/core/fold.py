@@ -1,27 +1,12 @@
-"""Deltas into weights: what a slot changes (``changes``), into f (``fold``); and what a merge that learns may ask (``Look``)."""
+"""Deltas into weights: what a slot changes (``changes``), into f (``fold``)."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from anabranch.core.bank import Bank, Tree
-from anabranch.core.site import Site
+from anabranch.core.bank import Bank
 from anabranch.errors import InputError
-
-
-class Look(NamedTuple):
-    """What a learned merge of t tasks may ask, ``(trees, look) -> Tree | list[Tree]``; all differentiable in a tree's tensors."""
-
-    losses: Callable[[Tree], Tensor]  # -> [t] mean loss of each task's few labelled rows under its own head
-    entropies: Callable[[Tree], Tensor]  # -> [t] mean entropy of its answers, which needs no label
-    features: Callable[[Tree, int], Tensor]  # -> [rows, d] of task j's rows
-    own: Callable[[int], Tree]  # task j's own dense slot
-    f: nn.Module
-    sites: list[Site]
-    rng: Generator
-
 
 Change = tuple[Tensor | None, Tensor | None]  # dW [d_out, d_in], db [d_out]
 

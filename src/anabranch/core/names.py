@@ -28,7 +28,7 @@ class Family(types.ModuleType):
         try:
             return find(f"{self.__name__.rpartition('.')[2]}.{name}")
         except InputError as error:
-            raise AttributeError(str(error)) from None
+            raise AttributeError(f"{self.__name__} has no {name!r}{str(error).partition(repr(name))[2]}") from error
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, types.ModuleType) and value.__name__ == f"{self.__name__}.{name}" and name[0] != "_":

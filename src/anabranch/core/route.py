@@ -47,9 +47,8 @@ class Route:
 
     def repeat(self, rows: int) -> "Route":
         """The route of one row, for ``rows`` rows."""
-        ids, w, who = (None if t is None else t[:1].expand(rows, *t.shape[1:]) for t in (self.ids, self.w, self.who))
-        assert ids is not None
-        return Route.to(ids, w, who)
+        w, who = (None if t is None else t[:1].expand(rows, *t.shape[1:]) for t in (self.w, self.who))
+        return Route.to(self.ids[:1].expand(rows, -1), w, who)
 
     def stretches(self, matrix: bool) -> list[Stretch]:
         """Long runs on their own, the short ones between them together; ``matrix``: every run on its own."""
@@ -76,7 +75,7 @@ class Opened:
                 raise InputError(f"the bank has slots 1 to {slots}, got {slot}")
         if bank.tables["gate"].n and route.who is None:
             raise InputError(f"{type(bank.gate).__name__} keeps tensors for each task: the route needs who, their rows [b]")
-        self.bank, self.sources, self.dtype = bank, sources, dtype
+        self.bank, self.sources, self.dtype, self.single = bank, sources, dtype, route.ids.shape[1] == 1
         self.lists: dict[str, tuple[Tensor, ...]] = {}
         self.parts = route.stretches(matrix=type(bank.delta).apply is Delta.apply)  # a matrix per run, not per row
         self.trees = {part: self._open(route, part) for part in self.parts}
@@ -85,6 +84,13 @@ class Opened:
         """(own, keys, gate, shared) of a site: [k, ...] where all rows are the same, [b, k, ...] elsewhere."""
         found = zip(self.trees[part], (site, site, site, ""), strict=True)
         return [{n: t.to(dtype) if t.is_floating_point() else t for n, t in tree.get(key, {}).items()} for tree, key in found]
+
+    def factors(self, site: str, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+        """Low-rank factors of each part; none where rows of a part differ, or the delta is not low-rank."""
+        if torch.compiler.is_compiling() or not (self.single and all(part.same for part in self.parts)):
+            return []
+        slots = [{n: t[0].to(dtype) for n, t in self.trees[part][0][site].items()} for part in self.parts]
+        return [found for p in slots if (found := self.bank.delta.factors(p))]
 
     def _open(self, route: Route, part: Stretch) -> tuple[Tree, Tree, Tree, Tree]:
         cut = part.start if part.same else slice(part.start, part.stop)

@@ -35,5 +35,8 @@ class Lora(Delta):
     def apply(self, p: Params, at: At) -> Tensor:
         return at.x @ p["a"] @ (p["b"] * (self.alpha / self.rank))
 
+    def factors(self, p: Params) -> tuple[Tensor, Tensor] | None:
+        return p["a"], p["b"] * (self.alpha / self.rank)
+
     def weight(self, p: Params, W: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         return (p["a"] @ p["b"]).mT * (self.alpha / self.rank), None

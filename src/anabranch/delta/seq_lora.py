@@ -27,6 +27,9 @@ class SeqLora(Lora):
     def apply(self, p: Params, at: At) -> Tensor:
         return super().apply(p, at._replace(x=at.y))
 
+    def factors(self, p: Params) -> None:
+        """None: it reads what the layer gives, not its input."""
+
     def weight(self, p: Params, W: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         move, _ = super().weight(p, W, b)
         if W is None or move is None:

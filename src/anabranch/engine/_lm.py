@@ -16,7 +16,7 @@ from anabranch.engine._loop import drawn, train
 
 LENGTH = 64  # tokens of a training row; the models have positions for 128
 UNREAD = -100  # label of a token that no loss reads
-MASKED = 0.15
+MASKED = 0.2
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 Texts = Mapping[str, Sequence[str]]
@@ -64,8 +64,16 @@ def packed(ids: Iterable[Sequence[int]], length: int, pad: int) -> Tensor:
     return torch.tensor([row + [pad] * (length - len(row)) for row in rows])
 
 
+def apart(text: Tensor) -> dict[str, Tensor]:
+    """What keeps the texts of a packed row apart, given each token's text [b, l]: who sees whom, and places from 0."""
+    place = torch.arange(text.shape[1]).expand_as(text)
+    first = torch.zeros_like(text).scatter_reduce(1, text, place, "amin", include_self=False)
+    same = text[:, None, :, None] == text[:, None, None, :]
+    return {"attention_mask": same, "position_ids": place - first.gather(1, text)}
+
+
 def masked(rows: Tensor, vocab: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Ids with 15% of the tokens chosen (80% of these a mask, 10% another token, 10% as they were), and labels [b, l]."""
+    """Ids with a fifth of the tokens chosen (80% of these a mask, 10% another token, 10% as they were), and labels [b, l]."""
     draw, kind = torch.rand(rows.shape, generator=rng), torch.rand(rows.shape, generator=rng)
     chosen = (draw < MASKED) & (rows >= len(SPECIAL))
     other = torch.randint(len(SPECIAL), vocab, rows.shape, generator=rng)
@@ -80,19 +88,20 @@ def bert(folder: Path, corpus: Texts, *, seed: int, steps: int, d: int, blocks: 
     words = tokenizer(corpus["train"], vocab, False)
     config = BertConfig(
         vocab_size=len(words), hidden_size=d, num_hidden_layers=blocks, num_attention_heads=heads, intermediate_size=4 * d,
-        max_position_embeddings=2 * LENGTH, pad_token_id=0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        max_position_embeddings=2 * LENGTH, pad_token_id=0, initializer_range=0.05, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     f, rng = BertForMaskedLM(config), torch.Generator().manual_seed(seed)
     seen, unseen = (packed(words(list(corpus[s]))["input_ids"], LENGTH, 0) for s in ("train", "test"))
 
     def scores(ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = f.bert(ids, attention_mask=(ids != 0).long()).last_hidden_state  # logits of the masked tokens only
-        return f.cls(hidden[labels != UNREAD]), labels[labels != UNREAD]
+        text = torch.where(labels == UNREAD, ids, labels) == SPECIAL.index("[CLS]")
+        hidden = f.bert(ids, **apart(text.long().cumsum(1))).last_hidden_state
+        return f.cls(hidden[labels != UNREAD]), labels[labels != UNREAD]  # logits of the masked tokens only
 
     def loss(rows: Tensor) -> Tensor:
         return nn.functional.cross_entropy(*scores(*masked(rows, len(words), rng)))
 
-    final = train(f, drawn(seen, 16, rng), loss, steps, 1e-3)
+    final = train(f, drawn(seen, 8, rng), loss, steps, 2e-3)
     with torch.inference_mode():
         found = [scores(*masked(part, len(words), rng)) for part in unseen.split(64)]
     answers, labels = torch.cat([s.argmax(-1) for s, _ in found]), torch.cat([y for _, y in found])

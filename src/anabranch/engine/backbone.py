@@ -19,7 +19,7 @@ from anabranch.errors import InputError, WorkError, nearest
 from anabranch.task.kind._base import Unit
 
 LONGEST = 128  # tokens of a text that are read, unless its task has a max_length
-STEP = 16  # a row is padded to the next multiple of this of its own length, and shares a batch only with that length
+STEP = 8  # a row is padded to the next multiple of this of its own length, and shares a batch only with that length
 
 
 class Tokens(NamedTuple):
@@ -102,7 +102,7 @@ class Backbone:
         return int(self.tokenizer.pad_token_id or 0)
 
     def inputs(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        """Token ids of one bucket -> input_ids, attention_mask [b, l], l the next multiple of 16."""
+        """Token ids of one bucket -> input_ids, attention_mask [b, l], l the next multiple of 8."""
         length = bucket(max(map(len, rows)))
         ids = torch.full((len(rows), length), self.pad)
         mask = torch.zeros(len(rows), length, dtype=torch.long)

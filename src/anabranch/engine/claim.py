@@ -25,8 +25,9 @@ from anabranch import __version__
 from anabranch.atlas.rows import row, rows
 from anabranch.atlas.status import HOME, claim_of
 from anabranch.engine.cache import cache_dir, read_json, write_json
-from anabranch.errors import InputError, WorkError
+from anabranch.errors import InputError, WorkError, nearest
 
+CLAIMS = HOME / "claims"
 Numbers = dict[str, dict[str, float]]  # way -> case -> number
 COMPARISON = re.compile(r"([a-z]\w*)\s*(>=|<=|>|<)\s*([a-z]\w*)?\s*(?:([+-])?\s*(\d*\.?\d+))?$")
 TEST = "Student's t for the mean of paired differences over cases and seeds, 95 %"
@@ -35,8 +36,8 @@ TEST = "Student's t for the mean of paired differences over cases and seeds, 95 
 def ids_of(id: str | None, family: str | None) -> list[str]:
     """The claims that are asked for; InputError when there is none."""
     if id:
-        if claim_of(row(id).id) is None:
-            raise InputError(f"row {id} has no claim yet; anabranch atlas show {id} says what it would compare")
+        if not id.startswith("baseline-") and claim_of(row(id).id) is None or claim_of(id) is None:
+            raise InputError(f"{id} has no claim yet{nearest(id, [p.stem.replace('_', '-') for p in CLAIMS.glob('[!_]*.py')])}")
         return [id]
     if not family:
         raise InputError("name a claim, or a family: anabranch claim task-arithmetic, anabranch claim --family merge")
@@ -73,6 +74,10 @@ def run(id: str, seeds: int = 3, data: Path | None = None, jobs: int = 1, fresh:
     return judged(id, [found[seed] for seed in range(seeds)], data)
 
 
+def module_of(id: str) -> Any:
+    return importlib.import_module(f"anabranch.claims.{id.replace('-', '_')}")
+
+
 def _key(path: Path, data: Path | None) -> str:
     """Of the claim's own text, this version, and the data's place and extent."""
     said = [path.read_text(encoding="utf-8"), __version__, str(data and sorted(p.name for p in Path(data).iterdir()))]
@@ -99,8 +104,7 @@ def measure(id: str, seed: int, data: Path | None, threads: int | None = None) -
     if threads:
         torch.set_num_threads(threads)
     begun, cpu = time.perf_counter(), time.process_time()
-    module = importlib.import_module(f"anabranch.claims.{id.replace('-', '_')}")
-    numbers = module.claim(Lab(seed, data))
+    numbers = module_of(id).claim(Lab(seed, data))
     for way, cases in numbers.items():
         bad = [case for case, value in cases.items() if not math.isfinite(value)]
         if bad:
@@ -111,7 +115,7 @@ def measure(id: str, seed: int, data: Path | None, threads: int | None = None) -
 
 def judged(id: str, found: Sequence[Mapping[str, Any]], data: Path | None) -> dict[str, Any]:
     """The verdict's document from the numbers of all seeds."""
-    module = importlib.import_module(f"anabranch.claims.{id.replace('-', '_')}")
+    module = module_of(id)
     numbers: list[Numbers] = [entry["numbers"] for entry in found]
     compared = [compare(text, numbers) for text in module.holds]
     said = [c["verdict"] for c in compared]
@@ -130,7 +134,7 @@ def judged(id: str, found: Sequence[Mapping[str, Any]], data: Path | None) -> di
 def compare(text: str, numbers: Sequence[Numbers]) -> dict[str, Any]:
     """One comparison, judged: ``{"claim", "mean", "interval", "pairs", "verdict"}`` of the side's excess over the other."""
     found = COMPARISON.match(text.strip())
-    if not found:
+    if not found or not (found[3] or found[5]):
         raise WorkError(f"a comparison is 'ours > theirs', 'ours >= theirs - 0.01' or 'cost <= 0.2', got {text!r}")
     left, sign, right, plus, margin = found.groups()
     shift = (-1 if plus == "-" else 1) * float(margin or 0)
@@ -170,6 +174,6 @@ def summary(seeds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
             "seeds": [round(statistics.fmean(s.values()), 5) for s in seeds], "cases": cases}  # fmt: skip
 
 
-def publish(verdict: Mapping[str, Any], folder: Path = HOME / "claims" / "verdicts") -> Path:
+def publish(verdict: Mapping[str, Any], folder: Path = CLAIMS / "verdicts") -> Path:
     """Writes a verdict where the catalogue reads it: package data of a source checkout."""
     return write_json(folder / f"{verdict['id']}.json", json.loads(json.dumps(verdict)))

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from anabranch.core.balance import lift
 from anabranch.core.bank import Bank
 from anabranch.core.gate import Gate
 from anabranch.core.names import card, make
@@ -25,12 +24,13 @@ from anabranch.engine.choose import climb
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, job_of, kind_of
 from anabranch.engine.model import backbone_of
+from anabranch.engine.passes import seeded
 from anabranch.engine.profile import profile
 from anabranch.engine.result import finish, numbers_of, results_of, served
 from anabranch.engine.run import Run, Told, epochs_of, estimate
 from anabranch.engine.seen import seen
-from anabranch.engine.share import over, relate, share
-from anabranch.engine.train import Learner, Trainer, seeded
+from anabranch.engine.share import balancer, over, relate, share
+from anabranch.engine.train import Learner, Trainer
 from anabranch.errors import InputError, WorkError
 from anabranch.task.data import Task, load_task
 from anabranch.task.plan import STAGES, Plan, read_plan
@@ -250,7 +250,7 @@ def shared(run: Run) -> None:
     if len(run.jobs) < 2 and gate.plain and not any(bank.tables["shared"].n for bank in run.banks):
         return None
     trainer, pairs = trainer_of(run, run.gated), learnable(run)
-    balance = lift(make("balance", run.plan.balance or "mean"))
+    balance = balancer(run.plan.balance or "mean")
     epochs = min(epochs_of(run, job) for job, _ in pairs)
     key = digest([run.key(job, epochs) for job, _ in pairs], str(run.plan.balance), str(run.plan.gate))
     try:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from anabranch.core.adapt import Adapted
-from anabranch.core.balance import lift
 from anabranch.core.bank import Bank, Tree
 from anabranch.core.names import make
 from anabranch.core.route import Route
@@ -27,10 +26,11 @@ from anabranch.engine.job import Head, Job, job_of
 from anabranch.engine.linear import View
 from anabranch.engine.merging import After, Merged, merged
 from anabranch.engine.model import backbone_of
+from anabranch.engine.passes import Routes, Slot, seeded
 from anabranch.engine.profile import profile
 from anabranch.engine.seen import seen
-from anabranch.engine.share import over, share
-from anabranch.engine.train import Routes, Slot, Trainer, seeded
+from anabranch.engine.share import balancer, over, share
+from anabranch.engine.train import Trainer
 from anabranch.errors import InputError
 from anabranch.task.data import Task, load_task
 from anabranch.task.plan import TaskSpec
@@ -164,13 +164,19 @@ class Suite:
         """Scores of the linear heads on f's own features."""
         return {name: self.score(name, linear.frozen(self.features, job), self.heads[name]) for name, job in self.jobs.items()}
 
-    def own(self, delta: Any, epochs: int = EPOCHS, lr: float | None = None, **more: Any) -> "Trained":
-        """Every task trains its own slot and head."""
+    def own(self, delta: Any, epochs: int = EPOCHS, lr: float | None = None, common: Sequence[Bank] = (),
+            begin: Mapping[str, Mapping[str, Tensor]] | None = None, **more: Any) -> "Trained":  # fmt: skip
+        """Every task trains its own slot and head.
+
+        ``common``: banks whose shared numbers hold for these; ``begin``: tables of a task's slot where it does not begin fresh.
+        """
         banks, rates = self.banks(delta, lr=lr)
-        trainer = self.trainer(banks, rates, **more)
-        todo = [
-            (job, self.heads[n], epochs, self.key(banks, rates, n, epochs, sorted(more), "own")) for n, job in self.jobs.items()
-        ]
+        for bank, learned in zip(banks, common, strict=bool(common)):
+            bank.tables["shared"] = learned.tables["shared"]
+        trainer, todo = self.trainer(banks, rates, begin=begin, **more), []
+        for n, job in self.jobs.items():
+            start = [digest({t: row.tolist() for t, row in begin[n].items()})] if begin else []
+            todo.append((job, self.heads[n], epochs, self.key(banks, rates, n, epochs, sorted(more), "own", *start)))
         found = {learner.job.name: learner for learner in trainer.run(todo)}
         slots = {n: {k: t for k, t in found[n].best.items() if not k.startswith("head.")} for n in self.jobs}
         return Trained(self, banks, rates, [slots[n] for n in self.jobs], {n: found[n].head_of(found[n].best) for n in self.jobs},
@@ -185,7 +191,7 @@ class Suite:
         trainer = self.trainer(banks, rates)
         key = digest([self.key(banks, rates, n, epochs, "shared") for n in self.jobs], str(balance), str(gate), slots)
         pairs = [(job, self.heads[n]) for n, job in self.jobs.items()]
-        theta, learners = share(trainer, pairs, epochs, lift(make("balance", balance)), key, slots=slots)
+        theta, learners = share(trainer, pairs, epochs, balancer(balance), key, slots=slots)
         for i, bank in enumerate(banks):
             if f"{i}.shared" in theta:
                 bank.tables["shared"].data[1] = theta[f"{i}.shared"][0]

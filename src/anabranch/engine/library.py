@@ -23,7 +23,7 @@ from anabranch.engine.backbone import Backbone
 from anabranch.engine.experts import EMPTY, Expert, Source, backbone_for, experts_of, keys_of, label, renamed, together
 from anabranch.engine.features import Features
 from anabranch.engine.model import Model, Served, missing, rows_of
-from anabranch.engine.train import encode
+from anabranch.engine.passes import encode
 from anabranch.errors import InputError
 
 
@@ -190,7 +190,7 @@ class Routed(Model):
         who = torch.ones(len(numbers), dtype=torch.long) if self.banks[0].tables["gate"].n else None
         return [Route.to(torch.arange(1, 1 + len(self.library)).expand(len(numbers), -1), who=who)]
 
-    def answer(self, rows: Any) -> list[dict[str, Any]]:
+    def ask(self, rows: Any) -> list[dict[str, Any]]:
         """One answer per row, with the head of the expert that the row is routed to most.
 
         ``{"expert", "task", "shares": {expert: share}, "prediction", "scores"}``. Only experts of one task whose columns the

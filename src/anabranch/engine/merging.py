@@ -11,15 +11,16 @@ from torch import Tensor
 
 from anabranch.core.adapt import Adapted
 from anabranch.core.bank import Bank, Tree
-from anabranch.core.fold import Look, changes
+from anabranch.core.fold import changes
 from anabranch.core.names import make
 from anabranch.core.site import Site
 from anabranch.engine.algebra import dense_bank, merge
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, Part, apply, joined
+from anabranch.engine.passes import Slot, encode, seeded
 from anabranch.engine.seen import seen
-from anabranch.engine.train import Slot, encode, seeded
 from anabranch.errors import InputError
+from anabranch.merge._look import Look
 
 FEW = 64  # rows of each task that a merge may look at
 
@@ -85,7 +86,7 @@ def dense(f: Any, bank: Bank, slot: int) -> Tree:
 
 def statistics(features: Features, jobs: Sequence[Job], heads: Sequence[Head], bank: Bank, needs: frozenset[str],
                few: int) -> dict[str, dict[str, Tensor]]:  # fmt: skip
-    """``gram`` [t, d_in, d_in]: mean of x x^T; ``fisher`` [t, d_out, d_in]: mean squared gradient of W, both over training rows."""
+    """``gram`` [t, d_in, d_in]: mean of x x^T; ``fisher`` [t, d_out, d_in]: mean squared gradient of W; over training rows."""
     out: dict[str, dict[str, Tensor]] = {}
     if "gram" in needs:
         found = [seen(features, bank, job, frozenset({"cov"})) or {} for job in jobs]

@@ -18,8 +18,8 @@ from anabranch.engine.backbone import load as load_backbone
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, apply, joined
 from anabranch.engine.linear import ranked, speak
+from anabranch.engine.passes import encode
 from anabranch.engine.store import bank_of, corpus_of, cut, get, open_bundle, parts_of, same_backbone, unpack
-from anabranch.engine.train import encode
 from anabranch.errors import InputError, nearest
 from anabranch.task import kind as kinds
 from anabranch.task.data import Rows

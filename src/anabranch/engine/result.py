@@ -17,8 +17,8 @@ from anabranch.engine.backbone import LONGEST
 from anabranch.engine.choose import Rung, choose, climb
 from anabranch.engine.job import Head, Job
 from anabranch.engine.lexical import bm25
+from anabranch.engine.passes import Routes, Slot
 from anabranch.engine.run import Run
-from anabranch.engine.train import Routes, Slot
 from anabranch.report.evidence import Watched, evidence, pace
 from anabranch.report.gates import SAMPLE, named, usage
 from anabranch.task.metrics import score
@@ -76,9 +76,8 @@ def frozen_tree(banks: Sequence[Bank], rows: Mapping[str, Tensor]) -> dict[str, 
     """A slot as stored, by "<bank>/<site>"."""
     tree: dict[str, Any] = {}
     for i, bank in enumerate(banks):
-        for site, p in bank.tree({t: rows[f"{i}.{t}"] for t in bank.slot_tables}).items():
-            keys = {n: t for n, t in p.items() if n.startswith("key.")}
-            tree[f"{i}/{site}"] = bank.delta.freeze({n: t for n, t in p.items() if n not in keys}) | keys
+        slot = bank.tree({t: rows[f"{i}.{t}"] for t in bank.slot_tables})
+        tree |= {f"{i}/{site}": p for site, p in bank.freeze(slot).items()}
     return tree
 
 

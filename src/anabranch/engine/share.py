@@ -1,28 +1,37 @@
 """What tasks have in common: ``relate``, a task x task matrix, and ``share``, one slot that all tasks train together."""
 
 from collections.abc import Callable, Sequence
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from anabranch.core.balance import Balancer, Point
+from anabranch.core.balance import Balancer, Point, lift
+from anabranch.core.names import make
 from anabranch.core.route import Route
 from anabranch.engine.cache import recall, write_tensors
 from anabranch.engine.job import Head, Job, leaves_of
-from anabranch.engine.train import Learner, Routes, Trainer, seeded
+from anabranch.engine.passes import Routes, seeded
+from anabranch.engine.train import Learner, Trainer
+from anabranch.errors import InputError
 
 TOGETHER = 8  # tasks in one step of the shared slot
 SAMPLE = 64  # rows of each task from which relate takes its gradient
 
 
 def expand(trainer: Trainer, theta: dict[str, Tensor], copies: int) -> dict[str, Tensor]:
-    """Leaves [copies * k + 1, n] of the same k slots: one backward gives the gradient of each task apart."""
+    """Leaves [copies * k + 1, n] of the same k slots: one backward gives the gradient of each task apart.
+
+    A table may come as [copies, k, n]: each task looks at numbers of its own.
+    """
     out = {}
     for name, rows in theta.items():
         i, _, table = name.partition(".")
         once = table == "shared"  # one copy for all sites and slots, and so for all tasks
-        leaf = torch.cat([torch.zeros(1, rows.shape[1]), rows if once else rows.repeat(copies, 1)])
+        many = rows if once else rows.flatten(0, 1) if rows.ndim == 3 else rows.repeat(copies, 1)
+        leaf = torch.cat([torch.zeros(1, rows.shape[-1]), many])
         trainer.adapted.sources[int(i)][table] = leaf.requires_grad_(once or (leaf.numel() > 0 and trainer.learns(name)))
         if leaf.requires_grad:
             out[name] = leaf
@@ -93,7 +102,7 @@ def share(
         for j, learner in enumerate([common, *learners]):
             mine = {n.partition("|")[2]: t for n, t in tensors.items() if n.startswith(f"{j}|")}
             learner.restore(mine, note["learners"][j])
-        state = note["state"]
+        state = kept_state(tensors, note)
     while common.epoch < epochs:
         for at_once in rounds([learner.batches(trainer.features, trainer.seed) for learner in learners]):
             work = [(learners[j], rows) for j, rows in at_once]
@@ -124,26 +133,56 @@ def over(slots: int) -> Routes:
     return routes
 
 
+class Here:
+    """Where one step stands: losses and gradients of its tasks at any numbers of the shared slots, and of their heads there."""
+
+    def __init__(self, trainer: Trainer, common: Learner, work: Sequence[tuple[Learner, list[int]]]) -> None:
+        self.trainer, self.common, self.work = trainer, common, work
+        self.names = [n for n in common.theta if trainer.learns(n)]
+        self.theta = torch.cat([common.theta[n].flatten() for n in self.names])
+        self.known: tuple[Tensor, Tensor, Tensor] | None = None  # theta, losses, gradients
+
+    def split(self, theta: Tensor) -> dict[str, Tensor]:
+        """[n] -> tables [k, n]; [t, n] -> [t, k, n]."""
+        parts = theta.split([self.common.theta[n].numel() for n in self.names], -1)
+        pairs = zip(self.names, parts, strict=True)
+        return {n: part.unflatten(-1, self.common.theta[n].shape) for n, part in pairs}
+
+    def look(self, theta: Tensor, grad: bool) -> tuple[Tensor, Tensor]:
+        if self.known is not None and self.known[0] is theta:
+            return self.known[1:]
+        self.heads = [leaves_of(learner.head) for learner, _ in self.work]
+        self.gates = self.trainer.place([learner for learner, _ in self.work], leaves=True)
+        self.leaves = expand(self.trainer, self.common.theta | self.split(theta), len(self.work))
+        with torch.set_grad_enabled(grad):
+            losses = torch.stack(self.trainer.losses(self.work, self.heads, range(1, len(self.work) + 1)))
+        if not grad:
+            return losses.detach(), torch.zeros(0)
+        losses.sum().backward()
+        self.known = theta, losses.detach(), gradients(self.leaves, len(self.work))
+        return self.known[1:]
+
+    @property
+    def point(self) -> Point:
+        names = [learner.job.name for learner, _ in self.work]
+        self.look(self.theta, True)
+        return Point(self.theta, lambda theta: self.look(theta, False)[0], lambda theta: self.look(theta, True)[1], names)
+
+
 def step(trainer: Trainer, common: Learner, work: Sequence[tuple[Learner, list[int]]], balance: Balancer, state: Any) -> Any:
     """One step of the shared slots along the balanced direction, and of each task's head and gate along its own."""
-    heads = [leaves_of(learner.head) for learner, _ in work]
-    gates = trainer.place([learner for learner, _ in work], leaves=True)
-    leaves = expand(trainer, common.theta, len(work))
-    losses = trainer.losses(work, heads, range(1, len(work) + 1))
-    torch.stack(losses).sum().backward()
-    rows, values = gradients(leaves, len(work)), torch.stack(losses).detach()
-    if not rows.isfinite().all():
+    here = Here(trainer, common, work)
+    point = here.point
+    if not point.grads(point.theta).isfinite().all():
         raise FloatingPointError(f"its training diverged in pass {common.epoch + 1}")
-    own = [n for n in leaves if not n.endswith(".shared")]
-    theta = torch.cat([common.theta[n].flatten() for n in own])
-    direction, state = balance(state, Point(theta, lambda _: values, lambda _: rows, [learner.job.name for learner, _ in work]))
+    direction, state = balance(state, point)
     if direction is not None:
-        pieces = direction.split([common.theta[n].numel() for n in own])
-        found = {n: piece.view_as(common.theta[n]) for n, piece in zip(own, pieces, strict=True)}
-        found |= {n: leaf.grad[1:] / len(work) for n, leaf in leaves.items() if n not in found and leaf.grad is not None}
-        trainer.update(common, found, trainer.refine(common, found) if len(theta) and len(common.theta[own[0]]) == 1 else set())
-    for j, ((learner, _), head) in enumerate(zip(work, heads, strict=True)):
-        mine = {n: leaf.grad[j + 1] for n, leaf in gates.items() if leaf.grad is not None}
+        found = here.split(direction)
+        found |= {n: leaf.grad[1:] / len(work) for n, leaf in here.leaves.items() if n not in found and leaf.grad is not None}
+        alone = all(len(common.theta[n]) == 1 for n in here.names)
+        trainer.update(common, found, trainer.refine(common, found) if alone else set())
+    for j, ((learner, _), head) in enumerate(zip(work, here.heads, strict=True)):
+        mine = {n: leaf.grad[j + 1] for n, leaf in here.gates.items() if leaf.grad is not None}
         trainer.update(learner, mine | {f"head.{n}": t.grad for n, t in head.items() if t.grad is not None})
     return state
 
@@ -157,6 +196,24 @@ def rounds(batches: Sequence[list[list[int]]]) -> list[list[tuple[int, list[int]
     return out
 
 
-def keep(path: Any, learners: Sequence[Learner], state: Any) -> None:
+def keep(path: Path, learners: Sequence[Learner], state: Any) -> None:
+    """The balancer's state: numbers in the note, tensors beside those of the learners."""
     tensors = {f"{j}|{n}": t for j, learner in enumerate(learners) for n, t in learner.state().items()}
-    write_tensors(path, tensors, {"learners": [learner.note() for learner in learners], "state": state})
+    inside = state if isinstance(state, dict) else {"": state}
+    tensors |= {f"state|{n}": t for n, t in inside.items() if isinstance(t, Tensor)}
+    plain = {n: v for n, v in inside.items() if not isinstance(v, Tensor)}
+    write_tensors(path, tensors, {"learners": [learner.note() for learner in learners], "state": plain})
+
+
+def kept_state(tensors: dict[str, Tensor], note: dict[str, Any]) -> Any:
+    found = note["state"] | {n.partition("|")[2]: t for n, t in tensors.items() if n.startswith("state|")}
+    return found[""] if found.keys() == {""} else found
+
+
+def balancer(spec: Any) -> Balancer:
+    """A plan's ``balance``; InputError for what trains several times or needs tasks that share their texts."""
+    method = make("balance", spec)
+    first = next(iter(signature(getattr(method, "__wrapped__", method)).parameters))
+    if first == "train":
+        raise InputError(f"balance {spec!r} trains several times before it balances; use it from Python")
+    return method if first == "state" else lift(method)

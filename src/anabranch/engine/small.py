@@ -189,7 +189,7 @@ def _whole(folder: Path) -> bool:
     try:
         about = read_json(folder / "asset.json")
         return about.pop("sum") == digest(about) and about["files"] == _sums(folder)
-    except (OSError, WorkError, AttributeError, KeyError):
+    except (OSError, WorkError, AttributeError, KeyError, TypeError):
         return False
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from anabranch.core.bank import Tree
-from anabranch.core.fold import Look
+from anabranch.merge._look import Look
 from anabranch.types import Count, Positive, Share
 
 

@@ -18,8 +18,8 @@ from annotated_types import Ge
 from torch import Tensor
 
 from anabranch.core.bank import Tree
-from anabranch.core.fold import Look
 from anabranch.errors import InputError
+from anabranch.merge._look import Look
 from anabranch.merge._trees import descend, mapped, stacked
 from anabranch.types import Count, NonNegative, Positive, Share
 

@@ -15,9 +15,9 @@ from annotated_types import Ge
 from torch import Tensor
 
 from anabranch.core.bank import Tree
-from anabranch.core.fold import Look
 from anabranch.core.site import blocks
 from anabranch.errors import InputError
+from anabranch.merge._look import Look
 from anabranch.merge._trees import mapped, stacked
 
 rows = ("layer-swapping",)

@@ -17,10 +17,10 @@ from scipy.optimize import minimize
 from torch import nn
 
 from anabranch.core.bank import Bank, Tree
-from anabranch.core.fold import Look
 from anabranch.core.names import make
 from anabranch.delta.lora import Lora
 from anabranch.errors import InputError
+from anabranch.merge._look import Look
 from anabranch.merge._trees import bank_of, mapped, stacked, trees_of
 from anabranch.types import Count, NonNegative, Positive
 

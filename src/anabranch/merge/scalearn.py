@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from anabranch.core.bank import Tree
-from anabranch.core.fold import Look
+from anabranch.merge._look import Look
 from anabranch.merge._trees import descend, mapped, stacked
 from anabranch.types import Count, Fraction, Positive
 

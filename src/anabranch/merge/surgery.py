@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from anabranch.core.bank import Tree
 from anabranch.core.delta import Params
-from anabranch.core.fold import Look
+from anabranch.merge._look import Look
 from anabranch.merge._trees import combined, descend, several
 from anabranch.types import Count, Positive
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from anabranch.core.bank import Bank, Tree
-from anabranch.core.fold import Look
 from anabranch.core.names import make
 from anabranch.delta._bits import pack
 from anabranch.delta._common import joined, named
+from anabranch.merge._look import Look
 from anabranch.merge._trees import bank_of, combined, several, trees_of
 from anabranch.merge.consensus import uses
 from anabranch.types import Positive

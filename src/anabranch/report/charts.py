@@ -154,8 +154,9 @@ def pareto(tasks: Mapping[str, Mapping[str, Any]], cost: str, unit: str, scale: 
         x, y = place(c, s)
         label = f"mean of all tasks, {rung}: {number(s)} at {number(c, 2)} {unit}"
         parts.append(mark(rung, x, y, 6.5, False, data_tip=label, stroke_width=2.0))
-    spots = [(r, *place(c, s)) for r, c, s in means]
-    for (rung, x, y), beside in zip(spots, apart([y for *_, y in spots]), strict=True):
+    beside_of = apart([place(c, s)[1] for _, c, s in means])
+    for (rung, c, s), beside in zip(means, beside_of, strict=True):
+        x, y = place(c, s)
         end = x > width - 150
         side = -22 if end else 22
         parts += [line(x, y, x + side, beside, "leader")] if abs(beside - y) > 4 else []
@@ -336,7 +337,9 @@ def confusion(cells: Sequence[Sequence[int]], labels: Sequence[str]) -> tuple[Ma
     for t, s, n in cells:
         if t in here and s in here and total[t]:
             values[here[t]][here[s]], words[here[t]][here[s]] = (1 if t == s else -1) * n / total[t], str(n)
-    worst = [{"truth": labels[t], "said": labels[s], "n": n, "share": n / total[t]} for t, s, n in cells if t != s]
+    worst: list[dict[str, Any]] = [
+        {"truth": labels[t], "said": labels[s], "n": n, "share": n / total[t]} for t, s, n in cells if t != s
+    ]
     names = [labels[i] for i in kept]
     right = sum(n for t, s, n in cells if t == s) / max(1, sum(total))
     label = f"Confusion matrix of {len(kept)} labels, true ones as rows: {right:.0%} on the diagonal"

@@ -15,7 +15,7 @@ from anabranch.engine.choose import Rung
 from anabranch.engine.features import Features
 from anabranch.engine.job import Job
 from anabranch.engine.linear import View, answers, index_of
-from anabranch.engine.train import encode
+from anabranch.engine.passes import encode
 from anabranch.task.data import Rows
 from anabranch.task.metrics import spread
 

@@ -77,8 +77,10 @@ def gathered(run: Path, results: Mapping[str, Any], plan: Mapping[str, Any] | No
     results["versions"] = {"anabranch": "?"} | results["versions"]
     data = {n: row for n, t in tasks.items() if any((row := odd(t)).values())}
     related = results.get("related")
-    sections = [("asked", "Asked"), ("data", "Data"), ("ladder", "Ladder"), ("cost", "Cost"), ("map", "Task map"), ("tasks", "Tasks"),
-                ("more", "100 more"), ("use", "Use"), ("versions", "Versions")]  # fmt: skip
+    if related:
+        related = dict(related) | relation(related["tasks"], related["matrix"]) if len(related["tasks"]) > 1 else None
+    sections = [("asked", "Asked"), ("data", "Data"), ("ladder", "Ladder"), ("cost", "Cost"), ("map", "Task map"),
+                ("tasks", "Tasks"), ("more", "100 more"), ("use", "Use"), ("versions", "Versions")]  # fmt: skip
     return scale(tasks) | {
         "title": run.resolve().name, "results": results, "tasks": tasks, "plan": plan, "sections": sections,
         "style": Markup(asset("style.css")), "script": Markup(script), "script_hash": digest(script),
@@ -94,8 +96,8 @@ def gathered(run: Path, results: Mapping[str, Any], plan: Mapping[str, Any] | No
         "anchor": lambda name, i: f"#task-{i}", "plain": lambda name: name,
         "by_size": charts.pareto(tasks, "kilobytes", "kilobytes a task"),
         "by_time": charts.pareto(tasks, "seconds", "milliseconds a row", 1000.0),
-        "related": dict(related) | relation(related["tasks"], related["matrix"]) if related and len(related["tasks"]) > 1 else None,
-        "gates": results.get("gates"), "hundred": hundred(results), "snippets": snippets(run, results), "made": made(run, results),
+        "related": related, "gates": results.get("gates"), "hundred": hundred(results),
+        "snippets": snippets(run, results), "made": made(run, results),
     }  # fmt: skip
 
 

@@ -17,8 +17,9 @@ NEAR = 3  # lines of the graph that a task has at least, its strongest
 
 
 def relation(names: Sequence[str], matrix: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """``{"names", "matrix"}`` in clustered order (hundredths as bytes, base64), ``"helps"`` and ``"hurts"`` (strongest pairs), ``"groups"`` {task: 0 to 5},
-    ``"most"`` (the cosine of the strongest colour), and the drawings ``"heat"`` and ``"graph"``. For two tasks or more."""
+    """``{"names", "matrix"}`` in clustered order (hundredths as bytes, base64), ``"helps"`` and ``"hurts"`` (strongest pairs),
+    ``"groups"`` {task: 0 to 5}, ``"most"`` (the cosine of the strongest colour), and the drawings ``"heat"`` and ``"graph"``. For
+    two tasks or more."""
     values = np.nan_to_num(np.asarray(matrix, float)).clip(-1, 1)
     values = (values + values.T) / 2
     far = 1 - values
@@ -38,12 +39,13 @@ def relation(names: Sequence[str], matrix: Sequence[Sequence[float]]) -> dict[st
     edges = strongest(names, values)
     helps = [(a, b, v) for v, a, b in reversed(pairs[-8:]) if v > NOISE]
     hurts = [(a, b, v) for v, a, b in pairs[:8] if v < -NOISE]
-    label = f"Cosines between {len(names)} tasks, kin together. Strongest: " + "; ".join(
-        f"{a} and {b} {v:+.2f}" for a, b, v in helps[:3]
-    )
+    said = "; ".join(f"{a} and {b} {v:+.2f}" for a, b, v in helps[:3])
+    label = f"Cosines between {len(names)} tasks, kin together. Strongest: {said}"
+    hundredths = (100 * sorted_values).round().astype(np.int8)
     return {
-        "names": sorted_names, "matrix": base64.b64encode((100 * sorted_values).round().astype(np.int8).tobytes()).decode(), "helps": helps, "hurts": hurts, "groups": groups,
-        "most": most, "heat": charts.heat(shown.tolist(), sorted_names, sorted_names, label, "related", lines, words),
+        "names": sorted_names, "matrix": base64.b64encode(hundredths.tobytes()).decode(),
+        "helps": helps, "hurts": hurts, "groups": groups, "most": most, 
+        "heat": charts.heat(shown.tolist(), sorted_names, sorted_names, label, "related", lines, words),
         "graph": charts.graph(layout(names, edges), edges, groups),
     }  # fmt: skip
 

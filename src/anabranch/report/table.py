@@ -121,6 +121,18 @@ def facts(data: Mapping[str, Any]) -> Table:
     return shown
 
 
+def verdict(data: Mapping[str, Any]) -> RenderableType:
+    """A claim's verdict: each comparison with its interval, and all that was measured."""
+    from anabranch.atlas.show import COLOURS, chart
+
+    heads = ("claim", "excess", "low", "high", "pairs", "verdict")
+    rows = [(c["claim"], c["mean"], *c["interval"], c["pairs"], Text(c["verdict"], COLOURS[c["verdict"]]))
+            for c in data["comparisons"]]  # fmt: skip
+    title = Text.assemble((data["id"], "bold"), ": ", (data["verdict"], COLOURS[data["verdict"]]))
+    seconds = f"{len(data['seeds'])} seeds on the {data['data']}, {sum(data['cpu']):.0f} CPU seconds; {data['test']}"
+    return Group(title, Text(data["note"]), "", table(heads, rows), "", Text(chart(data["numbers"])), Text(seconds, "dim"), "")
+
+
 def changed(data: Mapping[str, Any]) -> RenderableType:
     """Results where there are scores of tasks, else facts."""
     tasks = data.get("tasks")

@@ -20,7 +20,7 @@ import torch
 
 from anabranch.engine.backbone import Tokens, bucket
 from anabranch.engine.model import Asked, Model, Served
-from anabranch.engine.train import TOKENS
+from anabranch.engine.passes import TOKENS
 from anabranch.errors import InputError, WorkError, nearest
 from anabranch.serve.limits import Busy, Limits
 from anabranch.serve.metrics import Metrics

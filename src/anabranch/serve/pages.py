@@ -6,6 +6,7 @@ scripts are read once and served by name; tasks and rows are keys of what is loa
 
 import asyncio
 import base64
+import functools
 import hashlib
 import hmac
 import logging
@@ -115,8 +116,7 @@ def router(state: Any, token: str | None = None, feed: Path | None = None, mail:
     @pages.post("/")
     async def tried(request: Request) -> Response:
         same_origin(request)
-        given = dict(parse_qsl((await body_of(request, state.limits.body, state.limits.patience)).decode("utf-8", "replace"),
-                               keep_blank_values=True, max_num_fields=16))  # fmt: skip
+        given = await form(request, state.limits.body, state.limits.patience)
         row = row_for(given)
         begun, answers, words, status = time.perf_counter(), None, "", 200
         if not row:
@@ -176,7 +176,7 @@ def router(state: Any, token: str | None = None, feed: Path | None = None, mail:
         q, asked = request.query_params.get("q", "")[:QUERY].strip(), request.query_params
         now, votes = standing(), kept.votes()
         noted = renewed(kept)
-        listed = [r for r, _ in search(q, len(rows()))[:100]] if q else list(rows())
+        listed = [r for r, _ in found_by(q)] if q else list(rows())
         chosen = {k: asked.get(k, "") for k in ("family", "status", "kind")}
         listed = [
             r for r in listed if all(not v or v == (now[r.id] if k == "status" else getattr(r, k)) for k, v in chosen.items())
@@ -184,21 +184,23 @@ def router(state: Any, token: str | None = None, feed: Path | None = None, mail:
         sort = asked.get("sort", "") if asked.get("sort") in SORTS else ""
         dates = {e.row: e.at[:10] for e in reversed(noted)}
         order: dict[str, Callable[[Any], Any]] = {
-            "dated": lambda r: (flipped(dates.get(r.id, "")), -votes.get(r.id, 0), -r.value), "votes": lambda r: -votes.get(r.id, 0),
-            "value": lambda r: -r.value, "title": lambda r: r.title.casefold(),
+            "dated": lambda r: (flipped(dates.get(r.id, "")), -votes.get(r.id, 0), -r.value),
+            "votes": lambda r: -votes.get(r.id, 0), "value": lambda r: -r.value, "title": lambda r: r.title.casefold(),
         }  # fmt: skip
         if sort or not q:
             listed.sort(key=order[sort or "dated"])
         last = max(1, -(-len(listed) // PAGE))
-        at = min(last, max(1, int(asked["page"]))) if asked.get("page", "").isascii() and asked.get("page", "").isdigit() else 1
+        at = min(last, max(1, int(asked["page"]))) if re.fullmatch("[0-9]{1,6}", asked.get("page", "")) else 1
         shown = listed[(at - 1) * PAGE : at * PAGE]
         back = urlencode({k: v for k, v in {**chosen, "q": q, "sort": sort, "page": at}.items() if v not in ("", 1)})
+        titles = {r.id: r for r in rows()}
         options = {"family": sorted({r.family for r in rows()}), "status": STATUSES, "kind": sorted({r.kind for r in rows()})}
         return page(
             request, "atlas.html", q=q, chosen=chosen, options=options, sort=sort, sorts=SORTS, rows=shown, found=len(listed),
             status_of=now, votes=votes, mine=kept.mine(voter(request) or ""), dates=dates, at=at, last=last, back=back,
-            by="words" if q and minilm() is None else "meaning", turn=lambda n: "/atlas?" + urlencode({**dict(parse_qsl(back)), "page": n}),
-            days=list(days(noted).items())[:5] if not q else [], titles={r.id: r for r in rows()},
+            by="words" if q and minilm() is None else "meaning",
+            days=list(days(noted).items())[:5] if not q else [], titles=titles,
+            turn=lambda n: "/atlas?" + urlencode({**dict(parse_qsl(back)), "page": n}),
         )  # fmt: skip
 
     @pages.get("/atlas.xml")
@@ -214,18 +216,17 @@ def router(state: Any, token: str | None = None, feed: Path | None = None, mail:
             return trouble(request, 404, f"The atlas has no row {id!r}{nearest(id, [r.id for r in rows()])}.")
         data = about(found, cited())
         verdict = data["verdict"]
+        told = (chart(verdict), facts(verdict)) if verdict else ("", "")
         events = [e for e in kept.events() if e.row == found.id]
         return page(
             request, "row.html", r=found, data=data, events=events, votes=kept.votes().get(found.id, 0), back="",
-            voted=found.id in kept.mine(voter(request) or ""), chart_=chart(verdict) if verdict else "", facts=facts(verdict) if verdict else "",
+            voted=found.id in kept.mine(voter(request) or ""), chart_=told[0], facts=told[1],
         )  # fmt: skip
 
     @pages.post("/atlas/{id}/vote")
     async def vote(request: Request, id: str) -> Response:
         same_origin(request)
-        given = dict(
-            parse_qsl((await body_of(request, 10_000, state.limits.patience)).decode("utf-8", "replace"), max_num_fields=8)
-        )
+        given = await form(request, 10_000, state.limits.patience)
         if id not in {r.id for r in rows()}:
             return trouble(request, 404, f"The atlas has no row {id!r}.")
         who = voter(request) or secrets.token_urlsafe(16)
@@ -278,6 +279,21 @@ def guard(token: str) -> Callable[[Request], None]:
             raise HTTPException(401, words, {"www-authenticate": 'Basic realm="anabranch", charset="UTF-8"'})
 
     return check
+
+
+async def form(request: Request, most: int, patience: float) -> dict[str, str]:
+    """The fields of a form that has at most ``most`` bytes."""
+    body = await body_of(request, most, patience)
+    try:
+        return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=16))
+    except ValueError:
+        raise HTTPException(422, "a form of these pages has at most 16 fields") from None
+
+
+@functools.lru_cache(256)
+def found_by(words: str) -> list[tuple[Any, float]]:
+    """The best rows for some words."""
+    return search(words, 100)
 
 
 def same_origin(request: Request) -> None:

@@ -1,0 +1,21 @@
+"""What a merge that learns may ask of the tasks."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Generator, Tensor, nn
+
+from anabranch.core.bank import Tree
+from anabranch.core.site import Site
+
+
+class Look(NamedTuple):
+    """What a learned merge of t tasks may ask, ``(trees, look) -> Tree | list[Tree]``; all differentiable in a tree's tensors."""
+
+    losses: Callable[[Tree], Tensor]  # -> [t] mean loss of each task's few labelled rows under its own head
+    entropies: Callable[[Tree], Tensor]  # -> [t] mean entropy of its answers, which needs no label
+    features: Callable[[Tree, int], Tensor]  # -> [rows, d] of task j's rows
+    own: Callable[[int], Tree]  # task j's own dense slot
+    f: nn.Module
+    sites: list[Site]
+    rng: Generator
