@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 EXTRAS_demo := embedded
-EXTRAS_test := embedded,dev
+EXTRAS_test := embedded,serve,dev
 
 .PHONY: demo test shapes speed docs constraints
 .SILENT:
@@ -19,7 +19,7 @@ test: .venv/test.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 shapes: .venv/test.stamp
 	$(BIN)/python -m pytest -q --jaxtyping-packages=anabranch,beartype.beartype
@@ -47,7 +47,7 @@ speed: .venv/test.stamp
 constraints:
 	rm -rf .venv-constraints && $(PYTHON) -m venv .venv-constraints
 	.venv-constraints/bin/python -m pip -qq install torch==2.13.0
-	.venv-constraints/bin/python -m pip -qq install '.[embedded,serve,ray,mlflow,dev]'
+	.venv-constraints/bin/python -m pip -qq install '.[embedded,serve,balance,ray,mlflow,dev]'
 	.venv-constraints/bin/python -m pip check
 	{ echo '# The versions that were tested together, for all extras; written by: make constraints'; \
 	  .venv-constraints/bin/python -m pip freeze --exclude anabranch | sed 's/+[a-z0-9.]*$$//'; } > constraints.txt

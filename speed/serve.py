@@ -1,11 +1,12 @@
 """The server under load from another process over loopback, against offline prediction and against FastAPI + PEFT.
 
-    python speed/serve.py [--tasks 64] [--many 512] [--rows 16] [--clients 32] [--seconds 8] [--reps 3] [--dtype float32]
+    python speed/serve.py [--tasks 64] [--many 512] [--rows 16] [--clients 32] [--seconds 8] [--reps 3] [--dtype bfloat16]
     python speed/serve.py --soak 100000 [--crowd 10000]
 
 Bundles have random LoRA slots (rank 8 on query and value of the upper three blocks) and heads of ten classes. offline: the
 same rows through Model.answers in one call, and through Model.predict task by task; the faster counts. one, many: the server
-with 1 and with --many tasks. peer: one FastAPI route, 64 PEFT adapters, set_adapter for each request. All are timed in turn.
+with 1 and with --many tasks. peer: one FastAPI route, 64 PEFT adapters, set_adapter for each request, in float32 as it is
+loaded, and in the server's type where that is another. All are timed in turn.
 --soak: that many mixed requests (kinds, one task, several, all) while tasks are put and deleted; every answer is compared
 with what was computed offline, and the server's memory is watched; then --crowd connections at once.
 """
@@ -220,18 +221,17 @@ def load(url: str, asked: Sequence[Asked], clients: int, seconds: float) -> dict
             i, at = at % len(bodies), at + 1
             start = time.perf_counter()
             status, _ = await ask(reader, writer, bodies[i])
-            if time.perf_counter() <= end:
-                took.append(time.perf_counter() - start)
-                rows, bad = rows + len(asked[i][1]) * (status == 200), bad + (status != 200)
+            took.append(time.perf_counter() - start)
+            rows, bad = rows + len(asked[i][1]) * (status == 200), bad + (status != 200)
         writer.close()
 
     async def all_clients() -> None:
         end = time.perf_counter() + seconds
         await asyncio.gather(*(client(end) for _ in range(clients)))
 
-    asyncio.run(all_clients())
+    whole, _ = bench.timed(lambda: asyncio.run(all_clients()))  # to the last answer, else those under way would be lost
     cuts = statistics.quantiles(took, n=100) if len(took) > 1 else [0.0] * 99
-    return {"rows_per_s": rows / seconds, "bad": bad, "p50_ms": 1000 * cuts[49], "p99_ms": 1000 * cuts[98]}
+    return {"rows_per_s": rows / whole, "bad": bad, "p50_ms": 1000 * cuts[49], "p99_ms": 1000 * cuts[98]}
 
 
 _model: Any = None  # of the offline process
@@ -278,8 +278,9 @@ def measured(a: Any, temp: Path) -> dict[str, Any]:
     details: dict[str, Any] = {}
     with ExitStack() as stack:
         urls = {way: stack.enter_context(served(run)) for way, run in runs.items()}
-        if a.peer and bench.versioned("peft"):
-            urls["peer"], asked["peer"] = stack.enter_context(peer_served(a.tasks, a.dtype)), asked["server"]
+        for dtype in dict.fromkeys(["float32", a.dtype]) if a.peer and bench.versioned("peft") else ():
+            way = f"peer {dtype}"
+            urls[way], asked[way] = stack.enter_context(peer_served(a.tasks, dtype)), asked["server"]
         bench.told(f"{len(urls)} servers are ready")
         outside = stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
         clients = stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
@@ -299,8 +300,7 @@ def measured(a: Any, temp: Path) -> dict[str, Any]:
         "server / offline": bench.ratio(found["server"], found[best]),
         "many / one": bench.ratio(found["many"], found["one"]),
     }
-    if "peer" in found:
-        ratios["server / peer"] = bench.ratio(found["server"], found["peer"])
+    ratios |= {f"server / {way}": bench.ratio(found["server"], found[way]) for way in found if way.startswith("peer")}
     print()
     bench.table(["way", "rows/s", "best", "p50 ms", "p99 ms", "refused"], [
         [way, statistics.median(v), max(v), *(details.get(way, {}).get(k) for k in ("p50_ms", "p99_ms", "bad"))]
@@ -462,6 +462,12 @@ def crowded(url: str, n: int) -> dict[str, int]:
     return found | {"health afterwards": send("GET", f"{url}/healthz")}
 
 
+def fitting() -> str:
+    from anabranch.engine.profile import profile
+
+    return str(profile()["dtype"])
+
+
 def main() -> None:
     question = bench.arguments(__doc__)
     question.add_argument("--tasks", type=int, default=64)
@@ -470,7 +476,7 @@ def main() -> None:
     question.add_argument("--clients", type=int, default=32)
     question.add_argument("--seconds", type=float, default=8, help="of each measurement")
     question.add_argument("--reps", type=int, default=3)
-    question.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    question.add_argument("--dtype", choices=["float32", "bfloat16"], help="unless told, what fit takes; in a soak float32")
     question.add_argument("--no-peer", dest="peer", action="store_false")
     question.add_argument("--soak", type=int, default=0, help="requests")
     question.add_argument("--crowd", type=int, default=10_000, help="connections at the end of a soak; 0: leave it out")
@@ -478,6 +484,7 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         facts = pool.submit(bench.machine, "transformers", "peft", "fastapi", "uvicorn").result()
+        a.dtype = a.dtype or ("float32" if a.soak else pool.submit(fitting).result())
     with tempfile.TemporaryDirectory() as temp:
         found = soak(a, Path(temp)) if a.soak else measured(a, Path(temp))
     given = {k: v for k, v in vars(a).items() if k not in ("soak", "crowd")}

@@ -22,6 +22,7 @@ from anabranch.core.bank import Bank
 from anabranch.core.names import make
 from anabranch.core.site import find
 
+ROLES = ["attention.query[-1:]", "attention.key[-1:]", "attention.value[-1:]", "attention.out[-1:]", "mlp.in[-1:]", "mlp.out[-1:]"]
 COLOURS, ANIMALS, NAMES = ["red", "green", "blue"], ["cat", "dog", "owl"], ["ann", "bob", "lee"]
 FILLERS = [
     "the",
@@ -190,7 +191,7 @@ def plan(backbone: Path, data: Path, names: Iterable[str] = HEADED, **more: Any)
     return {
         "backbone": str(backbone),
         "tasks": {n: {"data": str(data / n)} for n in names},
-        "delta": {"lora": {"rank": 2}},
+        "delta": {"lora": {"rank": 2}, "at": ROLES, "lr": 3e-3},
     } | more
 
 
@@ -226,7 +227,7 @@ def home() -> Path:
 def fitted(backbone: str = "bert") -> tuple[Path, dict[str, Any]]:
     """The run of all kinds that ``backbone`` can do (bert: all but generate), and its results."""
     place, names = home(), HEADED if backbone == "bert" else KINDS
-    delta = {"lora": {"rank": 4}, "at": ["attention.query", "attention.value", "mlp.in"], "lr": 0.02}
+    delta = {"lora": {"rank": 4}, "at": ["attention.query[-1:]", "attention.value[-1:]", "mlp.in[-1:]"], "lr": 0.02}
     more = {} if backbone == "bert" else {"delta": delta}
     return place / f"run-{backbone}", fit(plan(place / backbone, place / "data", names, **more), place / f"run-{backbone}")
 

@@ -77,9 +77,9 @@ def test_what_is_said_follows_the_text(gpt2):
     assert len(long.ids) == 20 and long.cut and long.ids[long.starts[0] :] == (*[WORD["cat"]] * 10, 3)
 
 
-def test_rows_are_padded_to_the_next_multiple_of_16(bert):
+def test_rows_are_padded_to_the_next_multiple_of_8(bert):
     made = bert.inputs([range(1, 4), range(1, 18)])
-    assert made["input_ids"].shape == (2, 32) and made["attention_mask"].sum(1).tolist() == [3, 17]
+    assert made["input_ids"].shape == (2, 24) and made["attention_mask"].sum(1).tolist() == [3, 17]
     assert made["input_ids"][0, :3].tolist() == [1, 2, 3] and not made["input_ids"][0, 3:].any()
     assert [bucket(n) for n in (0, 1, 16, 17)] == [0, 8, 16, 24]
 

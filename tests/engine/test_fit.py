@@ -59,7 +59,7 @@ def test_all_kinds_end_to_end(backbone):
         assert (task["n_train"], task["n_valid"], task["n_test"]) == (64, 24, 24)
         assert task["chosen"] in RUNGS and task["test"] == task[task["chosen"]]
         assert task["valid"] == task["rungs"][task["chosen"]]["valid"] and task["kilobytes"] > 0
-        assert all(isinstance(task[r], float) and -1 <= task[r] <= 1 for r in (*RUNGS, "majority")), task
+        assert all(isinstance(task[r], float) and -1 <= task[r] <= 1 for r in (*RUNGS, "majority")), {r: task[r] for r in (*RUNGS, "majority")}
         assert max(task[r] for r in RUNGS) > task["majority"] + 0.1, (name, task)
     assert sorted(p.name for p in out.iterdir()) == ["bundle", "plan.json", "results.json", "work"]
     matrix = torch.tensor(results["related"]["matrix"])

@@ -1,6 +1,6 @@
 """All weights and biases of the linear layers in the last two blocks tuned for each task alone, against a linear head on the
-frozen sentence encoder and against LoRA of rank 8 at the same layers, on eight text tasks of 512 rows. The lower blocks, the
-embeddings and the norms stay as they are, which is less than full fine-tuning of the whole model."""
+frozen sentence encoder and against LoRA of rank 8 at the queries and values there, on eight text tasks of 512 rows. The lower
+blocks, the embeddings and the norms stay as they are, which is less than full fine-tuning of the whole model."""
 
 from typing import Any
 

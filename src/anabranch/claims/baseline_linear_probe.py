@@ -17,5 +17,7 @@ def constant(suite: Any, name: str) -> float:
     """The score of the one answer with the least training loss: a head that sees nothing of the text."""
     job, head = suite.jobs[name], suite.heads[name]
     counts, start = job.counts(suite.features, job.parts["train"].units), {n: t * 0 for n, t in head.items()}
-    blind = linear.solve(job.kind, head["mean"].new_zeros(len(counts), len(head["mean"])), job.parts["train"].y, counts, 1.0, start)
+    blind = linear.solve(
+        job.kind, head["mean"].new_zeros(len(counts), len(head["mean"])), job.parts["train"].y, counts, 1.0, start
+    )
     return float(suite.score(name, linear.frozen(suite.features, job), blind))

@@ -1,4 +1,4 @@
-"""LoRA of rank 8 at all linear layers of the last two blocks, each task alone, against a linear head on the frozen sentence
+"""LoRA of rank 8 at the queries and values of the last two blocks, each task alone, against a linear head on the frozen sentence
 encoder, on eight text tasks of 512 rows."""
 
 from typing import Any

@@ -11,7 +11,7 @@ holds = ("kept >= 0.99", "bytes < 0.2")
 
 def claim(lab: Any) -> dict[str, dict[str, float]]:
     experts = lab.experts(8)
-    single, masked = experts.scores(), experts.merged("tall_masks")
+    single, masked = experts.scores(), experts.merged("tall_masks", few=32)
     (bank,) = experts.filled()
     return {
         "kept": kept(experts.under(masked), single),

@@ -28,7 +28,7 @@ class Corda(Pissa):
     ridge: Positive = 0.01
     needs: ClassVar[frozenset[str]] = frozenset({"W", "cov"})
 
-    def factors(self, seen: Params) -> tuple[Tensor, Tensor]:
+    def start(self, seen: Params) -> tuple[Tensor, Tensor]:
         C = seen["cov"]
         C = C / C.diagonal().mean().clamp(min=1e-30) + self.ridge * torch.eye(len(C), dtype=C.dtype, device=C.device)
         u, s, vh = torch.linalg.svd(seen["W"] @ C, full_matrices=False)

@@ -5,7 +5,7 @@
 DePT is a short prompt with this beside it, each with its own learning rate; l soft tokens become m and the rest goes here,
 m d + (length + d) r = l d numbers in all:
 
-    delta: [{prompt: {tokens: 40, lr: 10.0}}, {embedding_lowrank: {rank: 36, length: 256}, at: embeddings.word_embeddings}]
+    delta: [{prompt: {tokens: 40}, lr: 0.01}, {embedding_lowrank: {rank: 36, length: 256}, at: embeddings.word_embeddings}]
 
 i counts the real tokens of a row from 0, so padding on either side moves nothing. ``length``: places that have an update.
 ``rank``: r. Name the word embeddings where f adds places or a norm behind them (BERT); the default is the whole embedding.

@@ -2,8 +2,7 @@
 
     dW = (alpha / r) * (a b)^T,  a [d_in, r], b [r, d_out];  b starts at zero, so a fresh slot changes nothing
 
-``rank``: r. ``alpha``: scale of the change, so that the learning rate can stay when the rank changes. By default it
-sits at all linear layers.
+``rank``: r. ``alpha``: scale of the change, so that the learning rate can stay when the rank changes.
 """
 
 from collections.abc import Mapping
@@ -23,8 +22,7 @@ from anabranch.types import Count, Positive
 class Lora(Delta):
     rank: Count = 8
     alpha: Positive = 16.0
-    at: ClassVar = ("attention.query", "attention.key", "attention.value", "attention.out", "mlp.in", "mlp.out")
-    lr: ClassVar[float] = 3e-3
+    lr: ClassVar[float] = 5e-3
 
     def init(self, site: Site, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
         if self.rank > min(site.d_in, site.d_out):

@@ -34,10 +34,10 @@ class Pissa(Delta):
         fits(self.rank, min(site.d_in, site.d_out), site)
         if seen is None:
             seen = {"W": torch.randn(site.d_out, site.d_in, generator=rng) / site.d_in**0.5, "cov": torch.eye(site.d_in)}
-        a, b = (t.float().contiguous() for t in self.factors({n: seen_at(seen, n, site, name) for n in self.needs}))
+        a, b = (t.float().contiguous() for t in self.start({n: seen_at(seen, n, site, name) for n in self.needs}))
         return {"a": a, "b": b, "a0": a.clone(), "b0": b.clone()}
 
-    def factors(self, seen: Params) -> tuple[Tensor, Tensor]:
+    def start(self, seen: Params) -> tuple[Tensor, Tensor]:
         """a0 [d_in, r] and b0 [r, d_out] from what is named in ``needs``."""
         u, s, vh = torch.linalg.svd(seen["W"], full_matrices=False)
         root = s[: self.rank].sqrt()

@@ -17,6 +17,7 @@ from anabranch.engine._loop import drawn, train
 LENGTH = 64  # tokens of a training row; the models have positions for 128
 UNREAD = -100  # label of a token that no loss reads
 MASKED = 0.2
+ASKED = 0.1  # weight of the tokens of a prompt, most of which are chance; all others have 1
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 Texts = Mapping[str, Sequence[str]]
@@ -88,7 +89,8 @@ def bert(folder: Path, corpus: Texts, *, seed: int, steps: int, d: int, blocks: 
     words = tokenizer(corpus["train"], vocab, False)
     config = BertConfig(
         vocab_size=len(words), hidden_size=d, num_hidden_layers=blocks, num_attention_heads=heads, intermediate_size=4 * d,
-        max_position_embeddings=2 * LENGTH, pad_token_id=0, initializer_range=0.05, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        max_position_embeddings=2 * LENGTH, pad_token_id=0, initializer_range=0.05,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     f, rng = BertForMaskedLM(config), torch.Generator().manual_seed(seed)
     seen, unseen = (packed(words(list(corpus[s]))["input_ids"], LENGTH, 0) for s in ("train", "test"))
@@ -123,30 +125,39 @@ def gpt2(
     words = tokenizer([*corpus["train"], *sample], vocab, True)
     config = GPT2Config(
         vocab_size=len(words), n_embd=d, n_layer=blocks, n_head=heads, n_positions=2 * LENGTH, bos_token_id=3, eos_token_id=3,
-        pad_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_pytorch_tanh",
+        pad_token_id=0, initializer_range=0.05, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        activation_function="gelu_pytorch_tanh",
     )  # fmt: skip
     f = GPT2LMHeadModel(config)
     docs, unseen = (packed(ended(words, corpus[s]), LENGTH, 0) for s in ("train", "test"))
     need = round(share * batch * steps) if tasks else 0  # each row of tasks is seen once
-    made = docs[:0]
+    made, quiet = docs[:0], docs[:0]
     while len(made) < need:
-        more = [" ".join(dice.choice(tasks)(dice)) for _ in range(2 * need)]
-        made = torch.cat([made, packed(ended(words, more), LENGTH, 0)])
+        more = [dice.choice(tasks)(dice) for _ in range(2 * need)]
+        fronts, whole = words([prompt for prompt, _ in more])["input_ids"], ended(words, map(" ".join, more))
+        front = ([1] * len(a) + [0] * (len(b) - len(a)) for a, b in zip(fronts, whole, strict=True))
+        made, quiet = torch.cat([made, packed(whole, LENGTH, 0)]), torch.cat([quiet, packed(front, LENGTH, 0)])
     passes = torch.cat([torch.randperm(len(docs), generator=rng) for _ in range(1 + batch * steps // len(docs))])
-    rows = torch.cat([made[:need], docs[passes[: batch * steps - need]]])
+    read = docs[passes[: batch * steps - need]]
+    rows = torch.cat([torch.stack([made, quiet], 1)[:need], torch.stack([read, torch.zeros_like(read)], 1)])
 
-    def loss(ids: Tensor) -> Tensor:
-        hidden = f.transformer(ids, attention_mask=(ids != 0).long()).last_hidden_state[:, :-1]
-        real = ids[:, 1:] != 0  # logits of these only
-        return nn.functional.cross_entropy(f.lm_head(hidden[real]), ids[:, 1:][real])
+    def loss(rows: Tensor) -> Tensor:
+        ids, quiet = rows.unbind(1)
+        real, ends = ids[:, 1:] != 0, torch.nn.functional.pad(ids == words.eos_token_id, (1, -1))
+        seen = apart(ends.long().cumsum(1))
+        seen["attention_mask"] = seen["attention_mask"].tril()
+        hidden = f.transformer(ids, **seen).last_hidden_state[:, :-1]
+        losses = nn.functional.cross_entropy(f.lm_head(hidden[real]), ids[:, 1:][real], reduction="none")
+        weights = torch.where(quiet[:, 1:][real] > 0, ASKED, 1.0) * (~ends[:, 1:][real])  # no first token is foretold
+        return (weights * losses).sum() / weights.sum()
 
     final = train(f, drawn(rows, batch, rng), loss, steps, 2e-3)
     counts = Counter((docs[docs != 0]).tolist())
     total = sum(counts.values()) + len(words)
     with torch.inference_mode():
-        perplexity = math.exp(float(loss(unseen)))
-    read = unseen[:, 1:][unseen[:, 1:] != 0].tolist()
-    unigram = math.exp(-sum(math.log((counts[t] + 1) / total) for t in read) / len(read))
+        perplexity = math.exp(float(loss(torch.stack([unseen, torch.zeros_like(unseen)], 1))))
+    told = unseen[:, 1:][(unseen[:, 1:] != 0) & (unseen[:, :-1] != words.eos_token_id)].tolist()
+    unigram = math.exp(-sum(math.log((counts[t] + 1) / total) for t in told) / len(told))
     save(f, words, folder)
     answers = {f"right {task.__name__}": answered(f, words, task, random.Random(f"test {seed}")) for task in tasks}
     return {"loss": final, "perplexity": perplexity, "unigram perplexity": unigram} | answers

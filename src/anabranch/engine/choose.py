@@ -1,5 +1,6 @@
 """Which rung of the ladder answers for a task: on validation only, a costlier one only when better by one standard error."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,20 +26,28 @@ class Rung:
     found: tuple[list[Any], list[Any]] = field(default_factory=lambda: ([], []))  # answers on validation
     losses: Tensor = field(default_factory=lambda: torch.zeros(0))  # log losses (squared errors) of validation rows
     packed: dict[str, Tensor] = field(default_factory=dict)  # the slot, by "<bank>/<site>/<name>"; of many, "<slot>.<bank>/..."
+    finish: Callable[[], Any] | None = None  # measures it on the test rows, which waits until it is known which rung needs it
+    how: dict[str, Any] = field(default_factory=dict)  # a probe's strength and number of inputs
     gate: dict[str, Tensor] = field(default_factory=dict)  # the task's gate tensors, packed
 
 
-def climb(name: str, job: Job, features: Features, view: View, head: Head) -> Rung:
-    """Settles and measures one way to answer."""
-    rung = Rung(name, head, settle(job, features, view, head))
+def climb(name: str, job: Job, features: Features, view: View, head: Head, post: Post | None = None) -> Rung:
+    """Settles (unless ``post`` is given) one way to answer and measures it on validation; :func:`tested` goes on."""
+    rung = Rung(name, head, settle(job, features, view, head) if post is None else post)
     valid = job.parts["valid"]
     index = index_of(job, list(job.documents), features, view) if job.documents else None
     rung.found = answers(job, valid, features, view, head, rung.post, index)
     rung.valid = measure(job, valid, rung.found)
-    rung.test = measure(job, job.parts["test"], answers(job, job.parts["test"], features, view, head, rung.post, index))
     if head and len(valid):
         out, counts = outputs(job, valid, features, view, head)
         rung.losses = job.kind.loss(out / rung.post.get("temperature", 1.0), valid.y, counts)
+    return rung
+
+
+def tested(rung: Rung, job: Job, features: Features, view: View) -> Rung:
+    """The same with its score on the test rows."""
+    index = index_of(job, list(job.documents), features, view) if job.documents else None
+    rung.test = measure(job, job.parts["test"], answers(job, job.parts["test"], features, view, rung.head, rung.post, index))
     return rung
 
 

@@ -20,7 +20,7 @@ from anabranch.core.site import Site, find
 from anabranch.engine import linear
 from anabranch.engine.backbone import Backbone
 from anabranch.engine.cache import checksum, digest, read_json, recall, write_json, write_tensors
-from anabranch.engine.choose import climb
+from anabranch.engine.choose import climb, tested
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, job_of, kind_of
 from anabranch.engine.model import backbone_of
@@ -130,7 +130,7 @@ def claim(out: Path, plan: Plan, resume: bool, overwrite: bool) -> None:
 
 
 def banks_of(plan: Plan, backbone: Backbone, tasks: dict[str, Task], notes: list[str]) -> tuple[list[Bank], list[float]]:
-    """Empty banks for the plan's delta entries; without ``at``, a delta of blocks sits in the upper half of f.
+    """Empty banks for the plan's delta entries; without ``at``, a delta of blocks sits in the upper two thirds of f.
 
     A rank is halved until a slot and the widest head fit ``kilobytes_per_task`` in bf16.
     """
@@ -176,7 +176,7 @@ def slots_of(gate: Gate) -> int:
 
 def upper(backbone: Backbone, at: Any) -> list[Site]:
     sites = find(backbone.f, at)
-    inside = [s for s in sites if s.depth >= backbone.blocks // 2 and s.depth < backbone.blocks]
+    inside = [s for s in sites if s.depth >= backbone.blocks // 3 and s.depth < backbone.blocks]
     return inside or sites
 
 
@@ -191,12 +191,12 @@ def probe(run: Run) -> None:
         start = time.perf_counter()
         saved = run.work / "probe" / f"{digest(name)}-{run.key(job)}.safetensors"
         kept = recall(saved)
-        if kept is not None:
-            head = kept[0]
-        else:
-            head, how = linear.probe(job, run.features)
+        head, how = kept or linear.probe(job, run.features)
+        if kept is None:
             write_tensors(saved, head, how)
-        run.rungs[name] = [climb("probe", job, run.features, linear.frozen(run.features, job), head)]
+        view = linear.frozen(run.features, job)
+        run.rungs[name] = [tested(climb("probe", job, run.features, view, head), job, run.features, view)]
+        run.rungs[name][0].how = how
         run.own[name] = time.perf_counter() - start
 
 

@@ -20,7 +20,7 @@ from anabranch.core.route import Route
 from anabranch.core.site import Site, find
 from anabranch.engine import linear, store
 from anabranch.engine.backbone import Backbone
-from anabranch.engine.cache import cache_dir, digest, recall, write_tensors
+from anabranch.engine.cache import cache_dir, checksum, digest, recall, write_tensors
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, job_of
 from anabranch.engine.linear import View
@@ -211,7 +211,10 @@ class Suite:
         slots = library.keyed(banks, gate)
         stack = {n: torch.stack([slot[n] for slot in slots]) for n in slots[0]}
         heads, gates = {n: library.heads.get(n, head) for n, head in self.heads.items()}, dict[str, dict[str, Tensor]]()
-        if learn or any(bank.tables["gate"].n for bank in banks):
+        if not learn and not gate.trained:
+            gates = {n: {f"{i}.gate": bank.tables["gate"].row(bank.gates(seeded(self.lab.seed, n, "gate", i)))
+                         for i, bank in enumerate(banks)} for n in self.jobs}  # fmt: skip
+        elif learn or any(bank.tables["gate"].n for bank in banks):
             trainer = self.trainer(banks, library.rates, routes=over(k), library=stack)
             whole = digest(*(digest(t.tolist()) for t in stack.values()))
             todo = [
@@ -291,6 +294,8 @@ class Trained:
     def keyed(self, banks: Sequence[Bank], gate: Any) -> list[dict[str, Tensor]]:
         """The slots with the gate's keys, made from each slot and its task, and, where the gate does, learned by it alone."""
         names, out = list(self.suite.jobs), []
+        if not any(bank.tables["keys"].n for bank in banks):  # then slots may be no single task's
+            return [slot | {n: torch.zeros(0) for n in slot if n.endswith(".keys")} for slot in self.slots]
         for name, slot in zip(names, self.slots, strict=True):
             own = {n: t for n, t in slot.items() if not n.endswith(".keys")}
             for i, bank in enumerate(banks):
@@ -308,11 +313,11 @@ class Trained:
         found = {learner.job.name: learner.theta for learner in trainer.run(todo)}
         return [{n: found[name][n] for n in slot} for name, slot in zip(names, out, strict=True)]
 
-    def stages(self, epochs: int = EPOCHS) -> Any:
+    def stages(self, epochs: int = EPOCHS, heads: dict[str, Head] | None = None) -> Any:
         """What a recipe trains with: ``train(delta, base, share, starts=None) -> Bank``, one slot per task.
 
         delta is dense; each slot begins at ``base`` (plus its own of ``starts``), trains ``share`` of the passes, and is
-        given back as the difference from ``base``.
+        given back as the difference from ``base``. ``heads``: what each stage's heads begin with, and then its result.
         """
 
         def train(delta: Any, base: Tree, share: float, starts: Sequence[Tree] | None = None) -> Bank:
@@ -324,8 +329,12 @@ class Trained:
             }
             trainer = s.trainer(self.banks, self.rates, begin=begin)
             passes = max(1, round(share * epochs))
-            key = {n: s.key(self.banks, self.rates, n, passes, digest(begin[n]["0.own"].tolist()), "stage") for n in s.jobs}
-            found = {m.job.name: m for m in trainer.run([(job, self.heads[n], passes, key[n]) for n, job in s.jobs.items()])}
+            tops = heads or self.heads
+            start = {n: checksum(begin[n] | tops[n]) for n in s.jobs}
+            key = {n: s.key(self.banks, self.rates, n, passes, start[n], "stage") for n in s.jobs}
+            found = {m.job.name: m for m in trainer.run([(job, tops[n], passes, key[n]) for n, job in s.jobs.items()])}
+            if heads:
+                heads.update({n: found[n].head_of(found[n].best) for n in s.jobs})
             out = replace(self.banks[0], tables={n: t.copy() for n, t in self.banks[0].tables.items()})
             out.add([out.tree({"own": found[n].best["0.own"] - low, "keys": torch.zeros(0)}) for n in s.jobs])
             return out

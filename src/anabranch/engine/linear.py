@@ -116,6 +116,24 @@ def probe(job: Job, features: Features, view: View | None = None) -> tuple[Head,
     return best, chosen
 
 
+def again(job: Job, features: Features, how: dict[str, Any]) -> Head:
+    """The head of :func:`probe` on training and validation rows together, in the way that was chosen without the latter."""
+    part, d = whole(job), features.backbone.d
+    counts = job.counts(features, part.units)
+    x = inputs(job, part.units, frozen(features, job), counts, d)[:, : how["inputs"]]
+    head = fresh(job.kind.width(d)[0], x, d)
+    for c in PENALTIES[: PENALTIES.index(how["strength"]) + 1]:
+        head = rounded(solve(job.kind, x, part.y, counts, c, head))
+    return head
+
+
+def whole(job: Job) -> Part:
+    """A job's training and validation rows."""
+    a, b = job.parts["train"], job.parts["valid"]
+    both = torch.cat([a.y, b.y]) if isinstance(a.y, Tensor) and isinstance(b.y, Tensor) else [*a.y, *b.y]
+    return Part(a.units + b.units, both, a.labels + b.labels)
+
+
 def rounded(head: Head) -> Head:
     """As a bundle stores it: bf16."""
     return {n: t.bfloat16().float() for n, t in head.items()}

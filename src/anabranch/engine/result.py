@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,25 @@ from anabranch.core.bank import Bank, Table
 from anabranch.core.route import Route
 from anabranch.engine import linear, store
 from anabranch.engine.backbone import LONGEST
-from anabranch.engine.choose import Rung, choose, climb
+from anabranch.engine.cache import digest
+from anabranch.engine.choose import Rung, choose, climb, tested
 from anabranch.engine.job import Head, Job
 from anabranch.engine.lexical import bm25
-from anabranch.engine.passes import Routes, Slot
+from anabranch.engine.merging import taken
+from anabranch.engine.passes import Routes, Slot, seeded
 from anabranch.engine.run import Run
+from anabranch.engine.train import Trainer
 from anabranch.report.evidence import Watched, evidence, pace
 from anabranch.report.gates import SAMPLE, named, usage
+from anabranch.task.kind._base import Post
 from anabranch.task.metrics import score
+
+REFIT = 0.3  # of the learning rate, for the last short pass with the validation rows
 
 
 def served(
     run: Run, banks: Sequence[Bank], name: str, job: Job, slots: Sequence[Mapping[str, Tensor]], mine: Mapping[str, Tensor],
-    widest: int = 0,
+    widest: int = 0, post: Post | None = None,
 ) -> Rung:  # fmt: skip
     """Slots, head and gate as they would be stored (rounded, frozen, small enough), and how they answer.
 
@@ -47,18 +54,19 @@ def served(
             bank.add_gate(store.cut(store.unpack(gate), i))
     adapted, routes = Adapted(run.backbone.f, ready, run.features.tail), candidates(len(slots), bool(gate))
     view = Watched(Slot(run.features, adapted, job.kind.words, routes), run.features)
-    rung = climb(name, job, run.features, view, head)
-    rung.packed = (
-        packed[0] if len(packed) == 1 and not gate else {f"{e}.{n}": t for e, p in enumerate(packed) for n, t in p.items()}
-    )
+    rung = climb(name, job, run.features, view, head, post)
+    routed = banks is run.gated and run.gated is not run.banks
+    rung.packed = {f"{e}.{n}": t for e, p in enumerate(packed) for n, t in p.items()} if routed else packed[0]
     rung.gate = gate
-    seen = evidence(job, run.features, view, rung, run.plan.seed)
-    used = (
-        None
-        if banks[0].gate.plain
-        else usage(run.features, adapted, [row[0] for row in job.parts["test"].units[:SAMPLE]], routes)
-    )
-    run.extra.setdefault("evidence", {})[job.name, name] = seen | {"pace": view.pace, "gate": used}
+
+    def finish() -> None:
+        tested(rung, job, run.features, view)
+        some = [row[0] for row in job.parts["test"].units[:SAMPLE]]
+        used = None if banks[0].gate.plain else usage(run.features, adapted, some, routes)
+        shown = evidence(job, run.features, view, rung, run.plan.seed)
+        run.extra.setdefault("evidence", {})[job.name, name] = shown | {"pace": view.pace, "gate": used}
+
+    rung.finish = finish
     return rung
 
 
@@ -105,6 +113,10 @@ def finish(run: Run) -> tuple[dict[str, Any], dict[str, Rung]]:
     cost = {"probe": 0, "shared": 1, "delta": 2}
     for name, job in run.jobs.items():
         chosen[name] = choose(job, sorted(run.rungs[name], key=lambda r: cost[r.name]), run.plan.seed)
+    refit(run, chosen)
+    for rung in (r for rungs in run.rungs.values() for r in rungs if r.finish):
+        assert rung.finish is not None
+        rung.finish()
     records = {}
     for name, rung in chosen.items():
         records[name] = store.save_task(folder, record(run, run.jobs[name], rung), rung.packed if rung.name == "delta" else {},
@@ -136,6 +148,45 @@ def finish(run: Run) -> tuple[dict[str, Any], dict[str, Rung]]:
     }
     store.save(folder, bundle)
     return bundle, chosen
+
+
+def refit(run: Run, chosen: dict[str, Rung]) -> None:
+    """Once chosen, probes and own slots also learn from the validation rows; settled numbers and validation scores stay.
+
+    A head is solved anew. A slot goes on for one short pass over the validation rows and as many training rows.
+    """
+    todo, parts = [], {}
+    for name, rung in chosen.items():
+        job, new = run.jobs[name], None
+        if not len(job.parts["valid"]) or not rung.head:
+            continue
+        if rung.name == "probe":
+            view = linear.frozen(run.features, job)
+            new = climb("probe", job, run.features, view, linear.again(job, run.features, rung.how), rung.post)
+            tested(new, job, run.features, view)
+        elif rung.name == "delta":
+            both, first = linear.whole(job), len(job.parts["train"])
+            order = torch.randperm(first, generator=seeded(run.plan.seed, name, "refit")).tolist()
+            rows = [*range(first, len(both)), *order[: len(both) - first]]
+            parts[name] = dict(job.parts) | {"train": taken(both, rows), "valid": taken(both, [])}
+            todo.append(
+                (replace(job, parts=parts[name]), rung.head, 1, run.key(job, "refit", rung.packed and digest(rung.valid)))
+            )
+        if new:
+            replaced(run, chosen, name, new)
+    if todo:
+        begin = {job.name: {n: t for n, t in run.own_slots[job.name].items() if not n.startswith("head.")} for job, *_ in todo}
+        trainer = Trainer(run.features, run.banks, [REFIT * r for r in run.rates], run.work / "train", run.plan.seed, begin=begin)
+        for learner in trainer.run(todo):
+            name = learner.job.name
+            new = served(run, run.banks, "delta", run.jobs[name], [learner.best], learner.best, post=chosen[name].post)
+            replaced(run, chosen, name, new)
+
+
+def replaced(run: Run, chosen: dict[str, Rung], name: str, new: Rung) -> None:
+    old = chosen[name]
+    new.valid, new.how = old.valid, old.how
+    run.rungs[name][run.rungs[name].index(old)] = chosen[name] = new
 
 
 def cards(folder: Path, banks: Sequence[Bank], packed: Mapping[str, Tensor]) -> list[dict[str, Any]]:

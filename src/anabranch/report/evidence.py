@@ -57,16 +57,18 @@ class Watched:
         return self.seconds / self.tokens if self.tokens else None
 
 
-def pace(features: Features, units: Sequence[int], most: int = 64) -> float | None:
-    """Seconds that f itself takes for a token of these units; None without any."""
+def pace(features: Features, units: Sequence[int], most: int = 128) -> float | None:
+    """Seconds that f itself takes for a token, in full passes as a rung's rows have them: of units of the most common length.
+    None without any."""
     if not units:
         return None
+    common = Counter(map(features.length, units)).most_common(1)[0][0]
     live = Features(features.backbone, None, 0)
-    some = live.add([features.tokens[u] for u in units[:: max(1, len(units) // most)][:most]])
+    some = live.add([features.tokens[u] for u in dict.fromkeys(units) if features.length(u) == common][:most])
     begun = time.perf_counter()
     with torch.no_grad():
         encode(live, Adapted(features.backbone.f, []), some, [0] * len(some), False)
-    return (time.perf_counter() - begun) / sum(map(live.length, some))
+    return (time.perf_counter() - begun) / (len(some) * common)
 
 
 def evidence(job: Job, features: Features, view: View, rung: Rung, seed: int = 0) -> dict[str, Any]:
