@@ -357,7 +357,7 @@ def test_dry_counts_and_writes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"stages": ["features"]}, {"gate": "learned"}, {"backbone": "minilmm"}, {"delta": {"lora": {"rank": 99}}}]
+    "wrong", [{"stages": ["features"]}, {"gate": {"arrow": {"top": 99}}}, {"backbone": "minilmm"}, {"delta": {"lora": {"rank": 99}}}]
 )
 def test_a_wrong_plan_leaves_no_bundle(tmp_path, wrong):
     with pytest.raises(InputError):

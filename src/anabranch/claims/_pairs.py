@@ -37,3 +37,10 @@ def examples(task: Task) -> Task:
         ids = [i for i in keep.get(name, range(len(rows))) if rows.label[i] in first]
         parts.append(([rows.text[i] for i in ids], [str(rows.label[i]) for i in ids]))
     return retrieval(task, {str(label): task.train.text[i] for label, i in first.items()}, parts)
+
+
+def needed(task: Task) -> Task:
+    """A retrieval task with only those documents that belong to one of its rows."""
+    rows = [*task.train.label, *task.valid.label, *task.test.label]
+    ids = {i for label in rows for i in label or ()}
+    return replace(task, corpus={i: text for i, text in (task.corpus or {}).items() if i in ids})

@@ -1,6 +1,6 @@
 """Layer swapping on a GPT of six blocks and width 64 over two made-up languages, the same words under other numbers: f learns to
 copy and count on in both, the skill expert sums modulo 20 in language A alone, the language expert copies and counts in
-language B alone, all of f tuned. Exact match of sums in B against either expert, their mean, task arithmetic and the reverse swap."""
+language B alone, all of f tuned. Exact match of sums in B against either expert, mean, sum and the reverse swap."""
 
 from typing import Any
 

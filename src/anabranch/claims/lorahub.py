@@ -17,7 +17,11 @@ def claim(lab: Any) -> dict[str, dict[str, float]]:
     tasks = lab.tasks(20)
     held = [t for t in tasks if t.name in HELD] or [t for t in tasks if t.kind == "classify"][-2:]
     library = lab.suite([t for t in tasks if t not in held]).own("lora")
-    few = [shots(lab, t, EXAMPLES // len(t.labels), draw) for t in lab.tasks([t.name for t in held], test=TEST) for draw in range(DRAWS)]
+    few = [
+        shots(lab, t, EXAMPLES // len(t.labels), draw)
+        for t in lab.tasks([t.name for t in held], test=TEST)
+        for draw in range(DRAWS)
+    ]
     unseen, vectors = lab.suite(few), trees(library)
 
     def way(method: Any) -> dict[str, float]:

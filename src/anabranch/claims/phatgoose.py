@@ -1,8 +1,8 @@
 """Eight LoRAs, each trained alone on its text task, for rows that come without a task: PHATGOOSE routing (a gate vector a slot,
 learned alone on the slot's task; top 2, by token and layer) against the uniform average of all and against the one expert
 whose task has the mean text vector nearest to the row's. Features are judged by each row's own head, as labels differ between
-tasks. Adding an expert is measured by the gates' numbers that change, as a share. Gate vectors learn for one pass of 461 rows,
-15 steps, where the paper takes about 100; changes sit at the queries and values of the last two blocks."""
+tasks. Adding an expert is measured by the gates' numbers that change, as a share. Gate vectors learn for some 90 steps (the
+paper: 100); changes sit at the queries and values of the last two blocks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -176,7 +176,7 @@ def slots_of(gate: Gate) -> int:
 
 def upper(backbone: Backbone, at: Any) -> list[Site]:
     sites = find(backbone.f, at)
-    inside = [s for s in sites if s.depth >= backbone.blocks // 3 and s.depth < backbone.blocks]
+    inside = [s for s in sites if s.depth >= -(-backbone.blocks // 3) and s.depth < backbone.blocks]
     return inside or sites
 
 

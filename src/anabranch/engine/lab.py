@@ -36,6 +36,7 @@ from anabranch.task.data import Task, load_task
 from anabranch.task.plan import TaskSpec
 
 ROWS, TEST, EPOCHS, BLOCKS = 512, 400, 3, 2  # of a task; passes; blocks of f from its end that deltas change
+KEYED = 6  # passes in which the key of a finished slot learns: some 90 steps of 512 rows
 # tasks of --data in the order in which claims take them: small label sets and large ones, sentiment, questions, intents
 CORE = ("trec6", "sst2", "subj", "cr", "snips_intent", "hwu64_scenario", "clinc150_domain", "tweet_emotion", "senti4sd",
         "sms_spam", "sib200_topic_eng", "uci_sentiment_yelp", "uci_sentiment_imdb", "uci_sentiment_amazon", "banking77",
@@ -307,9 +308,11 @@ class Trained:
         if gate.learner() is gate:
             return out
         alone = [replace(bank, gate=gate.learner()) for bank in banks]
-        trainer = self.suite.trainer(alone, self.rates, learning={"keys"}, begin=dict(zip(names, out, strict=True)))
+        begin = dict(zip(names, out, strict=True))
+        trainer = self.suite.trainer(alone, self.rates, learning={"keys"}, begin=begin, patience=KEYED)
         key = digest([digest(t.tolist()) for slot in out for t in slot.values()])
-        todo = [(job, self.heads[n], 1, self.suite.key(alone, self.rates, n, "keys", key)) for n, job in self.suite.jobs.items()]
+        label = (KEYED, "keys", key)
+        todo = [(job, self.heads[n], KEYED, self.suite.key(alone, self.rates, n, *label)) for n, job in self.suite.jobs.items()]
         found = {learner.job.name: learner.theta for learner in trainer.run(todo)}
         return [{n: found[name][n] for n in slot} for name, slot in zip(names, out, strict=True)]
 

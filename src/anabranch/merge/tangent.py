@@ -47,7 +47,7 @@ def linearised(adapted: Adapted, inputs: Mapping[str, Tensor], ids: Tensor, w: T
     w = torch.ones(ids.shape) if w is None else w
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.jit.script.*", DeprecationWarning)  # torch's own, at its first jvp
-        found = jvp(lambda at: adapted(inputs, Route(ids, at)), (torch.zeros_like(w),), (w,))
+        found = jvp(lambda at: adapted(inputs, Route.to(ids, at)), (torch.zeros_like(w),), (w,))
     return tree_map(torch.add, found[0], found[1])
 
 
