@@ -37,6 +37,8 @@ def main() -> None:
     folder = ROOT / "docs" / "results"
     folder.mkdir(parents=True, exist_ok=True)
     kept = results | {"limit": a.limit}
+    for task in kept["tasks"].values():
+        task.pop("wrong", None)  # texts of the data
     (folder / "tasks.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     (folder / "tasks.md").write_text(page(kept), encoding="utf-8")
     rungs = {n: sum(t[n] or 0 for t in results["tasks"].values()) / len(results["tasks"]) for n in ("probe", "test")}

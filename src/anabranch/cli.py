@@ -226,8 +226,12 @@ def serve(
 
 @command(app)
 def report(run: Run) -> Any:
-    """Show the results of a run."""
+    """Show the results of a run, and write RUN/report.html."""
+    from anabranch.report import html
+
     found = table.read(run)
+    if "mean_merged" not in found:
+        html.write(run)
     return found, table.run(found, run)
 
 

@@ -22,7 +22,14 @@ from anabranch.core.bank import Bank
 from anabranch.core.names import make
 from anabranch.core.site import find
 
-ROLES = ["attention.query[-1:]", "attention.key[-1:]", "attention.value[-1:]", "attention.out[-1:]", "mlp.in[-1:]", "mlp.out[-1:]"]
+ROLES = [
+    "attention.query[-1:]",
+    "attention.key[-1:]",
+    "attention.value[-1:]",
+    "attention.out[-1:]",
+    "mlp.in[-1:]",
+    "mlp.out[-1:]",
+]
 COLOURS, ANIMALS, NAMES = ["red", "green", "blue"], ["cat", "dog", "owl"], ["ann", "bob", "lee"]
 FILLERS = [
     "the",

@@ -71,10 +71,16 @@ def test_added_tasks_answer_and_the_old_keep_their_bits(run, tmp_path):
     old, before, told = tiny.files(run / "bundle"), answers(run), read_json(run / "results.json")
     results = add(run, new(tmp_path, "tag", "retrieve", "multilabel"))
     now = tiny.files(run / "bundle")
-    assert {n: b for n, b in now.items() if n in old and n != "bundle.json"} == {n: b for n, b in old.items() if n != "bundle.json"}
+    assert {n: b for n, b in now.items() if n in old and n != "bundle.json"} == {
+        n: b for n, b in old.items() if n != "bundle.json"
+    }
     assert answers(run, before) == before
     tasks, bundle = results["tasks"], store.open_bundle(run)[1]
-    assert list(tasks) == ["classify", "pair", "retrieve", "regress", "new tag", "new retrieve", "new multilabel"] == list(bundle["tasks"])
+    assert (
+        list(tasks)
+        == ["classify", "pair", "retrieve", "regress", "new tag", "new retrieve", "new multilabel"]
+        == list(bundle["tasks"])
+    )
     assert {n: t for n, t in tasks.items() if n in told["tasks"]} == told["tasks"] and results == read_json(run / "results.json")
     for kind in ("tag", "retrieve", "multilabel"):
         (tmp_path / "again").mkdir(exist_ok=True)
@@ -94,7 +100,9 @@ def test_added_tasks_that_share_or_need_nothing(run, tmp_path, nth):
         assert answers(out, before) == before
         for kind in ("tag", "choice"):
             shutil.copytree(tmp_path / "new" / f"3-{kind}", tmp_path / out.name / "data" / f"new {kind}")
-        assert scores(out, tmp_path / out.name / "data") == {f"new {k}": results["tasks"][f"new {k}"]["test"] for k in ("tag", "choice")}
+        assert scores(out, tmp_path / out.name / "data") == {
+            f"new {k}": results["tasks"][f"new {k}"]["test"] for k in ("tag", "choice")
+        }
     assert store.open_bundle(shared)[1]["shared"] == bundle["shared"]
 
 
@@ -283,7 +291,9 @@ def test_what_cannot_be_merged(run, tmp_path):
     add(run, new(tmp_path, "choice"), 0)
     with pytest.raises(InputError, match="new choice answers from the probe and has no delta to merge"):
         change.merge(run, "mean", tasks=["classify", "new choice"])
-    prompts = made(tmp_path / "prompts", ["classify", "pair"], delta={"prompt": {"tokens": 2}}, stages=["features", "probe", "delta"])
+    prompts = made(
+        tmp_path / "prompts", ["classify", "pair"], delta={"prompt": {"tokens": 2}}, stages=["features", "probe", "delta"]
+    )
     with pytest.raises(InputError, match="changes activations, not weights"):
         change.merge(prompts, "mean")
     several = made(tmp_path / "two", ["classify", "pair"], delta=["lora", "ia3"], stages=["features", "probe", "delta"])
@@ -299,7 +309,11 @@ def test_changes_of_what_is_damaged_or_no_bundle(run, tmp_path):
     for call in (lambda: change.merge(run, "mean"), lambda: change.export(run, "classify", tmp_path / "x")):
         with pytest.raises(WorkError, match=f"{file} is damaged"):
             call()
-    for call in (lambda: change.remove(tmp_path, "a"), lambda: add(tmp_path, new(tmp_path, "tag")), lambda: change.merge(tmp_path, "mean")):
+    for call in (
+        lambda: change.remove(tmp_path, "a"),
+        lambda: add(tmp_path, new(tmp_path, "tag")),
+        lambda: change.merge(tmp_path, "mean"),
+    ):
         with pytest.raises(InputError, match="is not a run or a bundle"):
             call()
     assert not (tmp_path / "x").exists()

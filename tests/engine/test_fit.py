@@ -59,9 +59,11 @@ def test_all_kinds_end_to_end(backbone):
         assert (task["n_train"], task["n_valid"], task["n_test"]) == (64, 24, 24)
         assert task["chosen"] in RUNGS and task["test"] == task[task["chosen"]]
         assert task["valid"] == task["rungs"][task["chosen"]]["valid"] and task["kilobytes"] > 0
-        assert all(isinstance(task[r], float) and -1 <= task[r] <= 1 for r in (*RUNGS, "majority")), {r: task[r] for r in (*RUNGS, "majority")}
+        assert all(isinstance(task[r], float) and -1 <= task[r] <= 1 for r in (*RUNGS, "majority")), {
+            r: task[r] for r in (*RUNGS, "majority")
+        }
         assert max(task[r] for r in RUNGS) > task["majority"] + 0.1, (name, task)
-    assert sorted(p.name for p in out.iterdir()) == ["bundle", "plan.json", "results.json", "work"]
+    assert sorted(p.name for p in out.iterdir()) == ["bundle", "plan.json", "report.html", "results.json", "work"]
     matrix = torch.tensor(results["related"]["matrix"])
     assert matrix.shape == (len(names),) * 2 and matrix.abs().max() <= 1 and torch.equal(matrix, matrix.T)
     assert torch.allclose(matrix.diag(), torch.ones(len(names)), atol=1e-4)
@@ -357,7 +359,8 @@ def test_dry_counts_and_writes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"stages": ["features"]}, {"gate": {"arrow": {"top": 99}}}, {"backbone": "minilmm"}, {"delta": {"lora": {"rank": 99}}}]
+    "wrong",
+    [{"stages": ["features"]}, {"gate": {"arrow": {"top": 99}}}, {"backbone": "minilmm"}, {"delta": {"lora": {"rank": 99}}}],
 )
 def test_a_wrong_plan_leaves_no_bundle(tmp_path, wrong):
     with pytest.raises(InputError):

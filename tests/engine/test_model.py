@@ -117,7 +117,9 @@ def test_odd_rows(model):
         assert len(found) == len(odd) and all(x == x for x in flat(found))
         assert model.predict(name, [{"text": t} for t in odd]) == found and model.predict(name, []) == []
     long = model.predict("tag", [{"tokens": ["ann"] * 500}, {"tokens": [""]}, {"tokens": ["x" * 10_000, "ann"]}])
-    assert [len(a["prediction"]) for a in long] == [500, 1, 2] and long[0]["prediction"][400] == "O" and long[0]["scores"][400] == 0
+    assert (
+        [len(a["prediction"]) for a in long] == [500, 1, 2] and long[0]["prediction"][400] == "O" and long[0]["scores"][400] == 0
+    )
     assert len(model.predict("choice", [{"text": "", "choices": ["", "a" * 9999, "red"]}])[0]["scores"]) == 3
     assert model.predict("all", []) == []
 
@@ -142,7 +144,11 @@ def test_a_frame_is_read_by_its_rows(model):
     rows = ROWS["pair"]
     assert model.predict("pair", pandas.DataFrame(rows)) == model.predict("pair", rows)
     texts = [r["text"] for r in rows]
-    assert model.predict("classify", pandas.Series(texts)) == model.predict("classify", tuple(texts)) == model.predict("classify", texts)
+    assert (
+        model.predict("classify", pandas.Series(texts))
+        == model.predict("classify", tuple(texts))
+        == model.predict("classify", texts)
+    )
 
 
 def test_answers_below_the_settled_confidence_abstain(model):

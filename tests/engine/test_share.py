@@ -65,7 +65,9 @@ def test_sharing_trains_the_slot_and_all_heads(tmp_path):
     assert told == [(1, 3), (2, 3), (3, 3)] and all(not torch.equal(t, before[n]) for n, t in theta.items() if t.numel())
     assert [m.job.name for m in learners] == ["classify", "tag", "retrieve"]
     for learner, (_, head) in zip(learners, jobs, strict=True):
-        assert learner.head.keys() == head.keys() and all(torch.equal(learner.head[n], head[n]) is (n in ("mean", "scale")) for n in head)
+        assert learner.head.keys() == head.keys() and all(
+            torch.equal(learner.head[n], head[n]) is (n in ("mean", "scale")) for n in head
+        )
 
 
 def test_sharing_goes_on_where_it_was(tmp_path):

@@ -37,14 +37,19 @@ def rewrite(place: Path, **change: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("form", ["bf16", "int8"])
 def test_packing(form):
     rng = torch.Generator().manual_seed(0)
-    tree = {"0/a.b[0:4]": {"w": torch.randn(5, 3, generator=rng), "none": torch.zeros(2), "ids": torch.tensor([1, 300])}, "1/c": {"s": torch.tensor(2.5)}}
+    tree = {
+        "0/a.b[0:4]": {"w": torch.randn(5, 3, generator=rng), "none": torch.zeros(2), "ids": torch.tensor([1, 300])},
+        "1/c": {"s": torch.tensor(2.5)},
+    }
     back = store.unpack(store.pack(tree, form))
     assert {s: set(p) for s, p in back.items()} == {s: set(p) for s, p in tree.items()}
     for site, p in tree.items():
         for name, t in p.items():
             step = t.abs().max() / 127 / 2 if form == "int8" else t.abs().max() / 256
             assert back[site][name].shape == t.shape
-            assert (back[site][name] - t).abs().max() <= step + 1e-7 if t.is_floating_point() else torch.equal(back[site][name], t)
+            assert (
+                (back[site][name] - t).abs().max() <= step + 1e-7 if t.is_floating_point() else torch.equal(back[site][name], t)
+            )
     again = store.unpack(store.pack(back, form))  # what was stored once is stored as it is
     assert all(torch.allclose(again[s][n], back[s][n], rtol=0, atol=1e-7) for s in back for n in back[s])
     assert store.size(store.pack({"a": {"w": torch.zeros(10)}}, "bf16")) == 20
@@ -101,7 +106,9 @@ def test_saving_drops_what_is_no_longer_named(tmp_path):
     for stray in ("0" * 32 + ".safetensors", ".x.safetensors.12.part", "old.jsonl", "README.md"):
         (folder / stray).write_text("x")
     store.save(folder, bundle)
-    named = {t[k] for t in bundle["tasks"].values() for k in ("file", "corpus") if t.get(k)} | {(bundle["shared"] or {}).get("file")}
+    named = {t[k] for t in bundle["tasks"].values() for k in ("file", "corpus") if t.get(k)} | {
+        (bundle["shared"] or {}).get("file")
+    }
     assert {p.name for p in folder.iterdir()} == named - {None} | {"bundle.json", "README.md"}
     assert store.open_bundle(place)[1] == bundle == store.open_bundle(folder)[1]
 
@@ -192,7 +199,9 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path, monkeypatch):
     other = tiny.bert(tmp_path / "other", seed=1)
     bundle = store.open_bundle(place)[1]
     rewrite(place, backbone=bundle["backbone"] | {"id": str(other)})
-    with pytest.raises(InputError, match=r"was made for backbone .* with fingerprint \w{8}, got .*other with \w{8}: .* use the same weights"):
+    with pytest.raises(
+        InputError, match=r"was made for backbone .* with fingerprint \w{8}, got .*other with \w{8}: .* use the same weights"
+    ):
         load(place)
     rewrite(place, backbone=bundle["backbone"] | {"id": str(tmp_path / "gone")})
     with pytest.raises(InputError, match="no backbone '.*gone'"):

@@ -1,6 +1,6 @@
 """Sparse fine-tuning composed over a shift of domain: a sentiment vector tuned on sst2 (film reviews) alone plus a vector tuned
-on texts alone of restaurant, film and phone reviews, scored there under sst2's head; 2 % of the numbers each. Texts learn by
-telling which of 64 frequent words were taken out, where the paper has masked language modelling. Against the task vector alone,
+on texts alone of restaurant, film or phone reviews, scored there under sst2's head; 2 % of the numbers each. From texts it is
+learned which of 64 frequent words were taken out, where the paper has masked language modelling. Against the task vector alone,
 random places, and dense vectors, whose change by the sum is compared with that of sparse ones. Last two blocks of MiniLM."""
 
 from typing import Any

@@ -79,8 +79,9 @@ def module_of(id: str) -> Any:
 
 
 def _key(path: Path, data: Path | None) -> str:
-    """Of the claim's own text, this version, and the data's place and extent."""
-    said = [path.read_text(encoding="utf-8"), __version__, str(data and sorted(p.name for p in Path(data).iterdir()))]
+    """Of the claim's own text and what claims share, this version, and the data's extent."""
+    texts = [p.read_text(encoding="utf-8") for p in (path, *sorted(path.parent.glob("_*.py")))]
+    said = [*texts, __version__, str(data and sorted(p.name for p in Path(data).iterdir()))]
     return hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
 
 

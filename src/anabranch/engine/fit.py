@@ -32,6 +32,7 @@ from anabranch.engine.seen import seen
 from anabranch.engine.share import balancer, over, relate, share
 from anabranch.engine.train import Learner, Trainer
 from anabranch.errors import InputError, WorkError
+from anabranch.report import html
 from anabranch.task.data import Task, load_task
 from anabranch.task.plan import STAGES, Plan, read_plan
 
@@ -85,6 +86,7 @@ def fit(
     run.took["choose"] = time.perf_counter() - start
     results = results_of(run, chosen, bundle, time.perf_counter() - begun)
     write_json(out / "results.json", results)
+    html.write(out)
     told("choose", 1, 1, "done")
     return results
 
