@@ -110,7 +110,7 @@ def test_the_commands_are_those_of_the_design_and_all_have_the_common_options():
     names = {" ".join(words) for words in found}
     assert names == {
         "init", "fit", "evaluate", "predict", "add", "remove", "merge", "export", "serve", "report", "demo", "data", "data check",
-        "atlas", "atlas list", "atlas show", "atlas search", "cache", "cache clear",
+        "atlas", "atlas list", "atlas show", "atlas search", "claim", "cache", "cache clear",
     }  # fmt: skip
     for words, one in found.items():
         options = {option for parameter in one.params for option in parameter.opts}

@@ -20,8 +20,6 @@ class Point(NamedTuple):
 
 # Losses on internals: (theta, seen, batch) -> {name: [b]}, seen = {site key: At} recorded on request.
 Term = Callable[[Tensor, Mapping[str, Any], Mapping[str, Tensor]], dict[str, Tensor]]
-# Methods of several stages: (train, adapted, tasks) -> bank; train(...) is memoised on disk by content.
-Recipe = Callable[[Callable[..., Any], Any, Any], Any]
 Balancer = Callable[[Any, Point], tuple[Tensor | None, Any]]  # (state, point) -> (direction [n] or None, state)
 
 
