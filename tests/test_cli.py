@@ -377,7 +377,7 @@ def test_merge(engine, capsys, words: list[str], spec: Any, named: dict[str, Any
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("tis", "no merge 'tis'; did you mean ties?"),
+        ("tis", "no merge 'tis'; did you mean ties"),
         ("ties: {density: 20}", "for 20 per cent pass 0.2"),
         ("ties: {dense: 0.2}", "did you mean density?"),
         ("ties: {", "--merge is a name or 'NAME: {setting: value}', got 'ties: {'"),
@@ -449,6 +449,21 @@ def test_atlas(capsys):
     assert run("atlas", "show", listed[0]["id"], "--json") == 0
     assert json.loads(capsys.readouterr().out)["id"] == listed[0]["id"]
     assert run("atlas", "show", listed[0]["id"][:-1]) == 2 and listed[0]["id"] in capsys.readouterr().err
+
+
+def test_a_claim_and_the_mistakes_around_it(monkeypatch, capsys):
+    found = {"id": "toy", "verdict": "held", "note": "A toy.", "seeds": [0], "cpu": [1.0], "data": "docstring suite", "test": "t",
+             "comparisons": [{"claim": "a > b", "mean": 0.1, "interval": [0.05, 0.15], "pairs": 3, "verdict": "held"}],
+             "numbers": {"a": {"mean": 0.6, "interval": [0.5, 0.7]}}}  # fmt: skip
+    asked = []
+    monkeypatch.setattr("anabranch.engine.claim.run", lambda *given, **_: asked.append(given) or found)
+    assert run("claim", "task-arithmetic", "--seeds", 2, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == found and asked[0][:3] == ("task-arithmetic", 2, None)
+    assert run("claim", "--family", "merge") == 0
+    assert "held" in capsys.readouterr().out and "task-arithmetic" in {given[0] for given in asked[1:]}
+    for words, said in ((["task-aritmetic"], "did you mean task-arithmetic"), ([], "name a claim"), (["--family", "x"], "no claim in")):
+        assert run("claim", *words) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_atlas_search_takes_words_without_quotes(monkeypatch, capsys):

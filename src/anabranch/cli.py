@@ -166,21 +166,46 @@ def remove(run: Run, task: str) -> Any:
 
 @command(app)
 def merge(
-    run: Run,
-    merge: Annotated[str, typer.Option(help="A merge, such as ties or 'ties: {density: 0.3}'.")],
-    tasks: Annotated[str | None, typer.Option(help="Tasks, as a,b,c; all unless told.")] = None,
-    name: Annotated[str, typer.Option(help="What the merged delta is called.")] = "merged",
+    run: Annotated[Path, typer.Argument(help="What fit made; or a base model's folder; or a mergekit file, .yml or .yaml.")],
+    merge: Annotated[str | None, typer.Option(help="A merge, such as ties or 'ties: {density: 0.3}'.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Of a RUN: tasks, as a,b,c; all unless told.")] = None,
+    name: Annotated[str, typer.Option(help="Of a RUN: what the merged delta is called.")] = "merged",
+    models: Annotated[str | None, typer.Option(help="Of a base model: folders fine-tuned from it, as a,b,c.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Of a base model or a mergekit file: the folder to write.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of what goes to --out; the base's unless told.")] = None,
     *, json: bool,
 ) -> Any:  # fmt: skip
-    """Merge the deltas of tasks into one that serves them all, and score it beside each task's own."""
+    """Merge the deltas of tasks into one that serves them all, and score it beside each task's own; or whole models."""
     from anabranch.task.plan import method
 
+    file = run.suffix in (".yml", ".yaml")
+    whole = file or models or (run / "config.json").is_file()
+    if whole and (tasks or name != "merged"):
+        raise InputError("--tasks and --name are of a RUN; whole models have neither")
+    if not whole and (out or dtype):
+        raise InputError(f"--{'out' if out else 'dtype'} is of merges of whole models; a RUN's goes to RUN/NAME")
+    if file and (merge or models):
+        raise InputError(f"{run.name} itself says what is merged and how: leave out --{'merge' if merge else 'models'}")
+    if whole and not file and not models:
+        raise InputError(f"{run} is a model; with which others is it to be merged? Give --models A,B")
+    if whole and not out:
+        raise InputError("a merge of whole models is written to a new folder: give --out")
+    if not file and not merge:
+        raise InputError("no --merge given: a merge is a name such as ties, or 'NAME: {setting: value}'")
     try:
-        spec = yaml.safe_load(merge)
+        spec = yaml.safe_load(merge or "")
     except yaml.YAMLError:
         raise InputError(f"--merge is a name or 'NAME: {{setting: value}}', got {merge!r}") from None
-    method("merge", spec)
+    if not file:
+        method("merge", spec)
     with progress(json) as told:
+        if out:
+            from anabranch.engine import checkpoint, mergekit
+
+            folders = [Path(m.strip()) for m in (models or "").split(",")]
+            found = (mergekit.merge_yaml(run, out, dtype=dtype, told=told) if file else
+                     checkpoint.merge_folders(run, folders, spec, out, dtype=dtype, told=told))  # fmt: skip
+            return found, table.facts(found)
         from anabranch.engine.change import merge as merged
 
         found = merged(run, spec, tasks=[t.strip() for t in tasks.split(",")] if tasks else None, name=name, told=told)

@@ -17,8 +17,8 @@ RATES = (0.01, 0.002)
 
 def claim(lab: Any) -> dict[str, dict[str, float]]:
     suite = lab.suite(TASKS if lab.data else 4, rows=256, blocks=None)
-    update = {"embedding_lowrank": {"rank": 51, "length": 64}, "at": "embeddings.word_embeddings"}
-    parts = ({"prompt": {"tokens": 40}}, update)
+    update: dict[str, Any] = {"embedding_lowrank": {"rank": 51, "length": 64}, "at": "embeddings.word_embeddings"}
+    parts: tuple[dict[str, Any], ...] = ({"prompt": {"tokens": 40}}, update)
     prompt = suite.own({"prompt": {"tokens": 100}, "lr": RATES[0]})
     dept = suite.own([part | {"lr": rate} for part, rate in zip(parts, RATES, strict=True)])
     same = suite.own([part | {"lr": (RATES[0] * RATES[1]) ** 0.5} for part in parts])

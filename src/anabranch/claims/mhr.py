@@ -2,7 +2,7 @@
 tasks with 50 labelled rows each: MHR (eight routed blocks a layer) against Poly (one) and against one LoRA of rank 8, which has
 as many numbers, shared by the fifteen; in all three everything is tuned on the new task. MHR-mu tunes the average of MHR's
 skills; MHR-z tunes the routing alone, and the share of numbers that it tunes counts neither head. Changes sit at the queries
-and values of the last two blocks; the fifteen have 128 rows each."""
+and values of the last two blocks; the fifteen have 192 rows each."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ FEW, HELD, PASSES = 56, 5, 10  # rows of a new task, of which a tenth is for val
 
 
 def claim(lab: Any) -> dict[str, dict[str, float]]:
-    tasks = lab.tasks(20, rows=128)
+    tasks = lab.tasks(20, rows=192)
     small = [task.name for task in tasks if task.labels and len(task.labels) <= 8][-HELD:]
     seen, new = lab.suite([t for t in tasks if t.name not in small]), lab.suite(lab.tasks(small, rows=FEW))
     mhr = seen.shared(SKILL, {"mhr": {"slots": 4, "heads": 8}})

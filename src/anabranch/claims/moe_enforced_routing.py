@@ -2,7 +2,7 @@
 a domain, a copy of the feed-forward layers of the last two blocks chosen by the domain's label, against a model a domain and
 one model for all, in which all linear layers of the last two blocks learn. One expert layer is the last block's. Untuned is the
 frozen encoder; what is outside the experts stays as it is. The metric is nDCG at 10 among the documents of a task's own rows;
-320 rows a domain."""
+some 300 pairs a domain."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ GIVEN, MADE = ["medquad_retrieval", "xquad_retrieval_en"], ["banking77", "clinc1
 
 
 def claim(lab: Any) -> dict[str, dict[str, float]]:
-    given, made = lab.tasks(GIVEN, rows=320), lab.tasks(MADE, rows=320)
+    given, made = lab.tasks(GIVEN, rows=320), lab.tasks(MADE, rows=480)
     suite = lab.suite([needed(task) for task in given] + [examples(task) for task in made])
     enforced, untuned = suite.own({"dense": {"at": ["mlp.in", "mlp.out"]}}).scores(), suite.probe()
     return {

@@ -14,6 +14,7 @@ from anabranch.task.data import Rows
 holds = ("r_amt_new > mask_new", "r_amt_base >= mask_base - 0.02", "masked < 0.1")
 TASKS = ("banking77", "clinc150_intent", "hwu64_intent")  # of --data
 SHOTS, CLASSES = 16, 20
+RATE = 1e-3  # at 0.002 masks take out more than a tenth
 ATTENTION = ("attention.query", "attention.key", "attention.value", "attention.out")
 
 
@@ -32,7 +33,7 @@ def claim(lab: Any) -> dict[str, dict[str, float]]:
     def held_out(view_of: Any) -> dict[str, float]:
         return {n: accuracy(view_of(n), *units[n], asked[n].label, suite.features.backbone.d) for n in whole}
 
-    mask, r_amt = suite.own({"mask": {}, "at": ATTENTION}), suite.own({"r_amt": {}, "at": ATTENTION})
+    mask, r_amt = suite.own({"mask": {}, "at": ATTENTION, "lr": RATE}), suite.own({"r_amt": {}, "at": ATTENTION, "lr": RATE})
     return {
         "r_amt_new": held_out(r_amt.view), "mask_new": held_out(mask.view), "r_amt_base": r_amt.scores(),
         "mask_base": mask.scores(), "probe_base": suite.probe(),

@@ -38,6 +38,7 @@ class Delta(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()  # what init reads of its site: {"mean", "cov", "W"}
     anchor: ClassVar[bool] = False  # whether refine also gets the gradient of the divergence from f's own answers
     neutral: ClassVar[bool] = True  # whether a fresh slot leaves f's answers as they are
+    settles: ClassVar[float] = 0.0  # the share of its steps before which training is not judged
     lr: ClassVar[float] = 2e-3  # a learning rate (Adam) at which it trains well
 
     @abstractmethod

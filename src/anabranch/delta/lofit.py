@@ -36,6 +36,7 @@ class Lofit(Delta):
     at: ClassVar = "attention.out"
     fixed: ClassVar[frozenset[str]] = frozenset({"state"})
     lr: ClassVar[float] = 1e-2
+    settles: ClassVar[float] = 0.5
 
     def init(self, site: Site, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
         linear(site, "lofit")

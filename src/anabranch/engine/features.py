@@ -5,6 +5,7 @@ Per unit: its vector; per word, for units of words; and what block ``tail`` rece
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from anabranch.core.adapt import Adapted
-from anabranch.core.site import blocks, capture
+from anabranch.core.site import blocks, capture, clone
 from anabranch.engine.backbone import Backbone, Tokens, bucket
 from anabranch.engine.cache import digest, recall, write, write_tensors
+from anabranch.engine.workers import each
 
 CHUNK = 1024  # units per file, so that a kill loses little
 BATCH = 4096  # tokens per forward pass: large enough for the matrix units, small enough for the cache
@@ -61,21 +63,28 @@ class Features:
         grown[: len(self.vectors)] = self.vectors
         self.vectors = grown
         done, used = 0, sum(p.stat().st_size for p in self.folder.glob("*.npy"))
+        todo = []
         for units in self._cut(new):
             name = digest(self.backbone.fingerprint, str(self.backbone.dtype), self.tail, [self.tokens[u] for u in units])
-            path, hidden = self.folder / f"{name}.safetensors", self.folder / f"{name}.npy"
-            kept = recall(path)
-            found = kept[0] if kept and kept[1].get("hidden") == crc(hidden) else None  # else it is made again
-            if found is None:
-                hidden.unlink(missing_ok=True)
-                size = len(units) * self.length(units[0]) * self.backbone.d * self.backbone.dtype.itemsize
-                keep = self.tail > 0 and used + size <= self.disk
-                found = self._compute(units, hidden if keep else None)
-                write_tensors(path, found, {"hidden": crc(hidden)})
-                used += size * keep
+            size = len(units) * self.length(units[0]) * self.backbone.d * self.backbone.dtype.itemsize
+            hidden = self.folder / f"{name}.npy"
+            keep = self.tail > 0 and (hidden.exists() or used + size <= self.disk)
+            used += size * (keep and not hidden.exists())
+            todo.append((units, self.folder / f"{name}.safetensors", hidden, keep))
+        for (units, _, hidden, _), found in zip(todo, each(todo, lambda part: self._chunk(*part)), strict=True):
             self._take(units, found, hidden)
             done += len(units)
             progress(done, len(new))
+
+    def _chunk(self, units: Sequence[int], path: Path, hidden: Path, keep: bool) -> dict[str, Tensor]:
+        """What a chunk's files hold; made anew where they are absent or do not fit each other."""
+        kept = recall(path)
+        if kept and kept[1].get("hidden") == crc(hidden):
+            return kept[0]
+        hidden.unlink(missing_ok=True)
+        found = self._compute(units, hidden if keep else None)
+        write_tensors(path, found, {"hidden": crc(hidden)})
+        return found
 
     def _cut(self, units: Sequence[int]) -> Iterator[list[int]]:
         part: list[int] = []
@@ -90,20 +99,18 @@ class Features:
     @torch.inference_mode()
     def _compute(self, units: Sequence[int], hidden: Path | None) -> dict[str, Tensor]:
         b, seen, parts, vectors, words = self.backbone, [], [], [], []  # type: ignore[var-annotated]
-        handle = capture(b.f, self.tail, seen) if self.tail else None
-        try:
-            for i in range(0, len(units), max(1, BATCH // self.length(units[0]))):
-                batch = units[i : i + max(1, BATCH // self.length(units[0]))]
-                inputs = b.inputs([self.tokens[u].ids for u in batch])
-                last = last_hidden(b.f(**inputs, **more(b)))
-                middle = seen.pop() if self.tail else None
-                vectors += self.read(batch, last, middle, inputs["attention_mask"], False)
-                if any(self.tokens[u].starts for u in batch):
-                    words += self.read(batch, last, middle, inputs["attention_mask"], True)
-                parts += [middle] if hidden and middle is not None else []
-        finally:
-            if handle:
-                handle.remove()
+        f = clone(b.f)  # another thread has hooks of its own
+        if self.tail:
+            capture(f, self.tail, seen)
+        for i in range(0, len(units), max(1, BATCH // self.length(units[0]))):
+            batch = units[i : i + max(1, BATCH // self.length(units[0]))]
+            inputs = b.inputs([self.tokens[u].ids for u in batch])
+            last = last_hidden(f(**inputs, **more(b)))
+            middle = seen.pop() if self.tail else None
+            vectors += self.read(batch, last, middle, inputs["attention_mask"], False)
+            if any(self.tokens[u].starts for u in batch):
+                words += self.read(batch, last, middle, inputs["attention_mask"], True)
+            parts += [middle] if hidden and middle is not None else []
         if hidden:
             bits = torch.cat(parts).view(torch.int16 if b.dtype.itemsize == 2 else torch.int32).numpy()
             with_file(hidden, bits)
@@ -146,21 +153,16 @@ class Features:
     def _below(self, inputs: dict[str, Tensor]) -> Tensor:
         """The part of f below the tail, for units whose features were not kept."""
         seen: list[Tensor] = []
-        f = self.backbone.f
-        first = capture(f, self.tail, seen)
+        f = clone(self.backbone.f)  # another thread has hooks of its own
+        capture(f, self.tail, seen)
 
         def stop(*_: Any) -> None:
             if seen:
                 raise _Reached
 
-        second = blocks(f)[1][self.tail].register_forward_pre_hook(stop)
-        try:
+        blocks(f)[1][self.tail].register_forward_pre_hook(stop)
+        with suppress(_Reached):
             f(**inputs)
-        except _Reached:
-            pass
-        finally:
-            first.remove()
-            second.remove()
         return seen[0]
 
     def forward(self, adapted: Adapted, units: Sequence[int], routes: Any, words: bool) -> list[Tensor]:

@@ -8,10 +8,12 @@ killed run goes on where it was and ends in the same bits.
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import get_num_threads
 
 from anabranch.core.bank import Bank
 from anabranch.core.gate import Gate
@@ -20,21 +22,24 @@ from anabranch.core.site import Site, find
 from anabranch.engine import linear
 from anabranch.engine.backbone import Backbone
 from anabranch.engine.cache import checksum, digest, read_json, recall, write_json, write_tensors
-from anabranch.engine.choose import climb, tested
+from anabranch.engine.choose import Rung, climb, tested
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, job_of, kind_of
 from anabranch.engine.model import backbone_of
-from anabranch.engine.passes import seeded
+from anabranch.engine.passes import TOKENS, seeded
 from anabranch.engine.profile import profile
 from anabranch.engine.result import finish, numbers_of, results_of, served
 from anabranch.engine.run import Run, Told, epochs_of, estimate
 from anabranch.engine.seen import seen
 from anabranch.engine.share import balancer, over, relate, share
 from anabranch.engine.train import Learner, Trainer
+from anabranch.engine.workers import drained, each
 from anabranch.errors import InputError, WorkError
 from anabranch.report import html
 from anabranch.task.data import Task, load_task
 from anabranch.task.plan import STAGES, Plan, read_plan
+
+PATIENCE = 1 / 3  # of a task's passes may go by without a lower validation loss
 
 
 def quiet(stage: str, done: int, of: int, text: str) -> None:
@@ -188,18 +193,23 @@ def features(run: Run) -> None:
 
 def probe(run: Run) -> None:
     """A linear head per task on f's own features, and how it answers."""
-    for i, (name, job) in enumerate(run.jobs.items()):
-        run.told("probe", i, len(run.jobs), name)
+
+    def one(job: Job) -> tuple[Rung, float]:
         start = time.perf_counter()
-        saved = run.work / "probe" / f"{digest(name)}-{run.key(job)}.safetensors"
+        saved = run.work / "probe" / f"{digest(job.name)}-{run.key(job)}.safetensors"
         kept = recall(saved)
         head, how = kept or linear.probe(job, run.features)
         if kept is None:
             write_tensors(saved, head, how)
         view = linear.frozen(run.features, job)
-        run.rungs[name] = [tested(climb("probe", job, run.features, view, head), job, run.features, view)]
-        run.rungs[name][0].how = how
-        run.own[name] = time.perf_counter() - start
+        rung = tested(climb("probe", job, run.features, view, head), job, run.features, view)
+        rung.how = how
+        return rung, time.perf_counter() - start
+
+    jobs = list(run.jobs.values())
+    for i, (job, (rung, seconds)) in enumerate(zip(jobs, each(jobs, one), strict=True), 1):
+        run.rungs[job.name], run.own[job.name] = [rung], seconds
+        run.told("probe", i, len(jobs), job.name)
 
 
 def learnable(run: Run) -> list[tuple[Job, Head]]:
@@ -220,7 +230,6 @@ def related(run: Run) -> None:
 
 def delta(run: Run) -> None:
     """An own slot per task; what is measured is what would be stored."""
-    trainer = trainer_of(run)
     todo, before = [], time.perf_counter()
     for job, head in learnable(run):
         epochs = epochs_of(run, job)
@@ -229,14 +238,19 @@ def delta(run: Run) -> None:
     def told(m: Learner) -> None:
         run.told("delta", len(run.curves), len(todo), f"{m.job.name}, pass {m.epoch} of {m.epochs}")
 
-    for learner in trainer.run(todo, told):
-        job = learner.job
-        run.rungs[job.name].append(served(run, run.banks, "delta", job, [learner.best], learner.best))
-        run.own_slots[job.name] = learner.best
-        run.curves[job.name] = learner.curve
+    def worker() -> Any:
+        return partial(trainer_of(run, patience=PATIENCE, tokens=TOKENS // get_num_threads()).run, progress=told)
+
+    for learner in drained(todo, worker):
+        name = learner.job.name
+        run.own_slots[name], run.curves[name] = learner.best, learner.curve
         if "loss" not in learner.curve[-1]:
-            run.notes.append(f"{job.name}: training diverged in pass {learner.epoch}, what was best before it counts; lower lr")
-        run.own[job.name] += (time.perf_counter() - before) / max(1, len(todo))
+            run.notes.append(f"{name}: training diverged in pass {learner.epoch}, what was best before it counts; lower lr")
+    jobs = [job for job, *_ in todo]
+    found = each(jobs, lambda job: served(run, run.banks, "delta", job, [run.own_slots[job.name]], run.own_slots[job.name]))
+    for job, rung in zip(jobs, found, strict=True):
+        run.rungs[job.name].append(rung)
+        run.own[job.name] += (time.perf_counter() - before) / len(todo)
 
 
 def common_of(run: Run) -> list[str]:
@@ -266,8 +280,9 @@ def shared(run: Run) -> None:
             run.gated[i].tables["shared"].data[1] = bank.tables["shared"].data[1] = theta[f"{i}.shared"][0]
     slots = [{n: rows[k] for n, rows in theta.items() if not n.endswith(".shared")} for k in range(slots_of(gate))]
     widest = max(numbers_of(learner.head) for learner in learners)
-    for learner in learners:
-        run.rungs[learner.job.name].append(served(run, run.gated, "shared", learner.job, slots, learner.theta, widest))
+    found = each(learners, lambda m: served(run, run.gated, "shared", m.job, slots, m.theta, widest))
+    for learner, rung in zip(learners, found, strict=True):
+        run.rungs[learner.job.name].append(rung)
     return None
 
 
@@ -289,8 +304,8 @@ def over_library(run: Run) -> None:
         alone = [replace(bank, gate=gate.learner()) for bank in run.gated]
         trainer = trainer_of(run, alone, learning={"keys"}, begin=dict(zip(run.jobs, slots, strict=True)))
         todo = [(job, head, 1, run.key(job, "keys", str(run.plan.gate), common_of(run))) for job, head, _ in pairs]
-        found = {learner.job.name: learner.theta for learner in trainer.run(todo)}
-        slots = [own | {n: found[name][n] for n in own} for name, own in zip(run.jobs, slots, strict=True)]
+        theta = {learner.job.name: learner.theta for learner in trainer.run(todo)}
+        slots = [own | {n: theta[name][n] for n in own} for name, own in zip(run.jobs, slots, strict=True)]
     mine = {job.name: {f"head.{n}": t for n, t in head.items()} for job, head, _ in pairs}
     if any(bank.tables["gate"].n for bank in run.gated):
         library = {n: torch.stack([own[n] for own in slots]) for n in slots[0]}
@@ -299,5 +314,7 @@ def over_library(run: Run) -> None:
         todo = [(job, head, n, run.key(job, n, "gate", str(run.plan.gate), whole)) for job, head, n in pairs]
         mine = {learner.job.name: learner.best for learner in trainer.run(todo)}
     widest = max(numbers_of(head) for _, head, _ in pairs)
-    for name, job in run.jobs.items():
-        run.rungs[name].append(served(run, run.gated, "shared", job, slots, mine[name], widest))
+    jobs = list(run.jobs.values())
+    found = each(jobs, lambda job: served(run, run.gated, "shared", job, slots, mine[job.name], widest))
+    for job, rung in zip(jobs, found, strict=True):
+        run.rungs[job.name].append(rung)

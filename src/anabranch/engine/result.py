@@ -23,6 +23,7 @@ from anabranch.engine.merging import taken
 from anabranch.engine.passes import Routes, Slot, seeded
 from anabranch.engine.run import Run
 from anabranch.engine.train import Trainer
+from anabranch.engine.workers import each
 from anabranch.report.evidence import Watched, evidence, pace
 from anabranch.report.gates import SAMPLE, named, usage
 from anabranch.task.kind._base import Post
@@ -114,9 +115,8 @@ def finish(run: Run) -> tuple[dict[str, Any], dict[str, Rung]]:
     for name, job in run.jobs.items():
         chosen[name] = choose(job, sorted(run.rungs[name], key=lambda r: cost[r.name]), run.plan.seed)
     refit(run, chosen)
-    for rung in (r for rungs in run.rungs.values() for r in rungs if r.finish):
-        assert rung.finish is not None
-        rung.finish()
+    for _ in each([r.finish for rungs in run.rungs.values() for r in rungs if r.finish], lambda finish: finish()):
+        pass
     records = {}
     for name, rung in chosen.items():
         records[name] = store.save_task(folder, record(run, run.jobs[name], rung), rung.packed if rung.name == "delta" else {},
@@ -155,32 +155,31 @@ def refit(run: Run, chosen: dict[str, Rung]) -> None:
 
     A head is solved anew. A slot goes on for one short pass over the validation rows and as many training rows.
     """
-    todo, parts = [], {}
-    for name, rung in chosen.items():
-        job, new = run.jobs[name], None
-        if not len(job.parts["valid"]) or not rung.head:
-            continue
-        if rung.name == "probe":
-            view = linear.frozen(run.features, job)
-            new = climb("probe", job, run.features, view, linear.again(job, run.features, rung.how), rung.post)
-            tested(new, job, run.features, view)
-        elif rung.name == "delta":
+    heads = {n: r for n, r in chosen.items() if r.head and len(run.jobs[n].parts["valid"])}
+    probes, todo = [n for n, r in heads.items() if r.name == "probe"], []
+
+    def solved(name: str) -> Rung:
+        job, rung = run.jobs[name], chosen[name]
+        view, head = linear.frozen(run.features, job), linear.again(job, run.features, rung.how)
+        return tested(climb("probe", job, run.features, view, head, rung.post), job, run.features, view)
+
+    for name, new in zip(probes, each(probes, solved), strict=True):
+        replaced(run, chosen, name, new)
+    for name, rung in heads.items():
+        if rung.name == "delta":
+            job = run.jobs[name]
             both, first = linear.whole(job), len(job.parts["train"])
             order = torch.randperm(first, generator=seeded(run.plan.seed, name, "refit")).tolist()
             rows = [*range(first, len(both)), *order[: len(both) - first]]
-            parts[name] = dict(job.parts) | {"train": taken(both, rows), "valid": taken(both, [])}
-            todo.append(
-                (replace(job, parts=parts[name]), rung.head, 1, run.key(job, "refit", rung.packed and digest(rung.valid)))
-            )
-        if new:
-            replaced(run, chosen, name, new)
+            parts = dict(job.parts) | {"train": taken(both, rows), "valid": taken(both, [])}
+            todo.append((replace(job, parts=parts), rung.head, 1, run.key(job, "refit", digest(rung.valid))))
     if todo:
         begin = {job.name: {n: t for n, t in run.own_slots[job.name].items() if not n.startswith("head.")} for job, *_ in todo}
         trainer = Trainer(run.features, run.banks, [REFIT * r for r in run.rates], run.work / "train", run.plan.seed, begin=begin)
-        for learner in trainer.run(todo):
-            name = learner.job.name
-            new = served(run, run.banks, "delta", run.jobs[name], [learner.best], learner.best, post=chosen[name].post)
-            replaced(run, chosen, name, new)
+        best = {learner.job.name: learner.best for learner in trainer.run(todo)}
+        found = each(list(best), lambda n: served(run, run.banks, "delta", run.jobs[n], [best[n]], best[n], post=chosen[n].post))
+        for name, rung in zip(best, found, strict=True):
+            replaced(run, chosen, name, rung)
 
 
 def replaced(run: Run, chosen: dict[str, Rung], name: str, new: Rung) -> None:

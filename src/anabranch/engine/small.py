@@ -75,7 +75,7 @@ def causal_lm(
 
 
 def vit(
-    cache: Path, *, images: Callable[[int], Split] = digits, seed: int = 0, steps: Count = 600, d: Count = 64,
+    cache: Path, *, images: Callable[[int], Split] = digits, seed: int = 0, steps: Count = 1500, d: Count = 64,
     blocks: Count = 4, heads: Count = 4, told: Told = silent,
 ) -> Path:  # fmt: skip
     """The folder of a ViT that tells the classes of ``images(seed)``; :func:`network` opens it."""
@@ -85,7 +85,7 @@ def vit(
 
 
 def cnn(
-    cache: Path, *, images: Callable[[int], Split] = digits, seed: int = 0, steps: Count = 600, d: Count = 64,
+    cache: Path, *, images: Callable[[int], Split] = digits, seed: int = 0, steps: Count = 1500, d: Count = 64,
     told: Told = silent,
 ) -> Path:  # fmt: skip
     """The folder of a small CNN that tells the classes of ``images(seed)``; :func:`network` opens it."""

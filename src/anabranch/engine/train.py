@@ -4,6 +4,7 @@ A task's order of rows, learning rates and optimiser state are its own, so its r
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,15 +100,18 @@ class Trainer:
 
     What no learner holds comes from ``library``, rows [slots, n] by table, and stays as it is. ``routes`` says which slots
     the rows of learner j (from 1) take, ``learning`` which tables learn, ``begin`` with which numbers a task's slot begins.
+    ``patience``: share of a task's passes after which it ends when none of them lowered its validation loss; 0: never.
+    ``tokens``: of all rows of a step, about.
     """
 
     def __init__(
-        self, features: Features, banks: Sequence[Bank], rates: Sequence[float], folder: Path, seed: int, patience: int = 3,
+        self, features: Features, banks: Sequence[Bank], rates: Sequence[float], folder: Path, seed: int, patience: float = 0.0,
+        tokens: int = TOKENS,
         routes: Routes = Route.to, library: Mapping[str, Tensor] | None = None,
         learning: Set[str] = frozenset(("own", "keys", "gate")), begin: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:  # fmt: skip
         self.features, self.banks, self.rates = features, list(banks), list(rates)
-        self.folder, self.seed, self.patience = folder, seed, patience
+        self.folder, self.seed, self.patience, self.tokens = folder, seed, patience, tokens
         self.routes, self.library, self.learning, self.begin = routes, dict(library or {}), learning, begin or {}
         self.adapted = Adapted(features.backbone.f, self.banks, features.tail)
         self.penal = {i: bank for i, bank in enumerate(self.banks) if type(bank.delta).penalty is not Delta.penalty}
@@ -275,8 +279,9 @@ class Trainer:
     def close(self, learner: Learner, key: str) -> None:
         """After an epoch: validation score, best state, curve, checkpoint. Training that has diverged ends at its best.
 
-        The rate falls to zero, so the last state is the best, unless an earlier one has a validation loss that is lower by
-        more than one standard error of the paired difference (without a head: a higher score).
+        The rate falls to zero, so the last state counts, unless an earlier one has a validation loss that is lower by more
+        than one standard error of the paired difference (without a head: a higher score), that of the start, which is the
+        probe's, included. With patience a state between the first and the last counts only if its loss is the lowest so far.
         """
         learner.epoch += 1
         job, valid = learner.job, learner.job.parts["valid"]
@@ -288,8 +293,11 @@ class Trainer:
             if head:
                 out, counts = outputs(job, valid, self.features, view, head)
                 found, losses = job.kind.answer(out.nan_to_num(), counts, {}), job.kind.loss(out, valid.y, counts)
-                worse = losses - learner.held.get("losses", losses)
-                better = not bool(worse.mean() > worse.std(correction=0) / len(worse) ** 0.5)
+                begun = self.begun(learner) if self.patience and not learner.held else losses
+                worse = losses - learner.held.get("losses", begun)
+                slack = worse.std(correction=0) / len(worse) ** 0.5
+                early = self.patience and 1 < learner.epoch < learner.epochs
+                better = not bool(worse.mean() > (0 if early else slack)) or self.settling(learner)
                 entry |= {"valid_loss": float(losses.mean())}
                 learner.held = {"losses": losses} if better else learner.held
             else:
@@ -297,7 +305,7 @@ class Trainer:
                 found = answers(job, valid, self.features, view, head, {}, index)
             score = measure(job, valid, _whole(job, found, valid)) or 0.0
             better = better if head else score >= learner.best_score
-            entry |= {"valid": score}
+            entry |= {"valid": score, "kept": better}
         if not all(math.isfinite(v) for v in entry.values()):
             entry = {"epoch": learner.epoch}
         learner.curve.append(entry)
@@ -305,24 +313,38 @@ class Trainer:
             learner.best, learner.best_score = {n: t.clone() for n, t in learner.theta.items()}, score
         write_tensors(self.file(job, key), learner.state(), learner.note())
 
+    def begun(self, learner: Learner) -> Tensor:
+        """Validation losses of the head that the learner began with, on f alone."""
+        job = learner.job
+        out, counts = outputs(job, job.parts["valid"], self.features, frozen(self.features, job), learner.start)
+        return job.kind.loss(out, job.parts["valid"].y, counts)
+
+    def settling(self, learner: Learner) -> bool:
+        """Whether a delta of several phases is still in one before whose end no state is better than a later one."""
+        return learner.step < learner.total * max((bank.delta.settles for bank in self.banks), default=0.0)
+
     def done(self, learner: Learner) -> bool:
-        scores = [e["valid"] for e in learner.curve if "valid" in e]  # without validation rows it trains to the end
-        stale = len(scores) - 1 - max(range(len(scores)), key=scores.__getitem__) if scores else 0
+        kept = [i for i, e in enumerate(learner.curve) if e.get("kept", True)]
+        stale = len(learner.curve) - 1 - max(kept, default=-1)
         diverged = bool(learner.curve) and "loss" not in learner.curve[-1]
-        return learner.epoch >= learner.epochs or stale >= self.patience or diverged
+        out_of_patience = bool(self.patience) and stale >= max(1, round(self.patience * learner.epochs))
+        return learner.epoch >= learner.epochs or out_of_patience or diverged
 
     def run(
         self, jobs: Sequence[tuple[Job, Head, int, str]], progress: Callable[[Learner], None] = lambda _: None
     ) -> Iterator[Learner]:
         """Trains (job, head, epochs, key) and yields learners as they finish; the place of one goes to the next in line."""
-        waiting = [*reversed(jobs)]
+        waiting = jobs if isinstance(jobs, deque) else deque(jobs)  # a queue may have other trainers at it
         active: list[tuple[Learner, str, list[list[int]]]] = []
         while waiting or active:
             work: list[tuple[Learner, list[int]]] = []
             tokens, turn = 0, 0
-            while tokens < TOKENS and (turn < len(active) or waiting):
+            while tokens < self.tokens and (turn < len(active) or waiting):
                 if turn == len(active):
-                    job, head, epochs, key = waiting.pop()
+                    try:
+                        job, head, epochs, key = waiting.popleft()
+                    except IndexError:
+                        break
                     learner = self.learner(job, head, epochs, key)
                     if self.done(learner):
                         yield learner
