@@ -350,7 +350,7 @@ def same(found: Any, wanted: Any, tolerance: float) -> bool:
 def soak_load(url: str, pool: list[dict[str, Any]], wanted: dict[str, list[Any]], fixed: list[str], coming: list[str],
               n: int, clients: int, tolerance: float) -> dict[str, Any]:  # fmt: skip
     """n mixed requests; counts answers that differ, refusals, and words that differ although the scores do not (ties)."""
-    out = {"requests": 0, "answers": 0, "wrong": 0, "ties": 0, "errors": 0, "absent": 0}
+    out = {"requests": 0, "answers": 0, "wrong": 0, "ties": 0, "errors": 0, "absent": 0, "reconnects": 0}
     examples: list[Any] = []
 
     async def client(seed: int) -> None:
@@ -362,7 +362,13 @@ def soak_load(url: str, pool: list[dict[str, Any]], wanted: dict[str, list[Any]]
             task: Any = rng.choice(fixed) if draw < 0.75 else rng.choice(coming) if draw < 0.9 else rng.sample(fixed, 3)
             task = "all" if draw > 0.995 else task
             picked = rng.sample(range(len(pool)), rng.randint(1, 2 if task == "all" else 16))
-            status, body = await ask(reader, writer, json.dumps({"task": task, "inputs": [pool[i] for i in picked]}).encode())
+            said = json.dumps({"task": task, "inputs": [pool[i] for i in picked]}).encode()
+            try:
+                status, body = await ask(reader, writer, said)
+            except (ConnectionError, asyncio.IncompleteReadError):  # a client that was held up: its connection lay idle too long
+                out["reconnects"] += 1
+                reader, writer = await asyncio.open_connection(*address(url), limit=2**24)
+                continue
             if status == 404 and task in coming:
                 out["absent"] += 1
                 continue

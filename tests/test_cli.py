@@ -461,7 +461,11 @@ def test_a_claim_and_the_mistakes_around_it(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == found and asked[0][:3] == ("task-arithmetic", 2, None)
     assert run("claim", "--family", "merge") == 0
     assert "held" in capsys.readouterr().out and "task-arithmetic" in {given[0] for given in asked[1:]}
-    for words, said in ((["task-aritmetic"], "did you mean task-arithmetic"), ([], "name a claim"), (["--family", "x"], "no claim in")):
+    for words, said in (
+        (["task-aritmetic"], "did you mean task-arithmetic"),
+        ([], "name a claim"),
+        (["--family", "x"], "no claim in"),
+    ):
         assert run("claim", *words) == 2
         assert said in capsys.readouterr().err
 

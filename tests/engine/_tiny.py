@@ -234,7 +234,7 @@ def home() -> Path:
 def fitted(backbone: str = "bert") -> tuple[Path, dict[str, Any]]:
     """The run of all kinds that ``backbone`` can do (bert: all but generate), and its results."""
     place, names = home(), HEADED if backbone == "bert" else KINDS
-    delta = {"lora": {"rank": 4}, "at": ["attention.query[-1:]", "attention.value[-1:]", "mlp.in[-1:]"], "lr": 0.01}
+    delta = {"lora": {"rank": 4}, "at": ["attention.query", "attention.value", "mlp.in"], "lr": 0.02}
     more = {} if backbone == "bert" else {"delta": delta}
     return place / f"run-{backbone}", fit(plan(place / backbone, place / "data", names, **more), place / f"run-{backbone}")
 

@@ -194,7 +194,7 @@ def test_a_full_disk_leaves_the_old_bundle(run, tmp_path, monkeypatch, file):
 
 def test_a_bundle_of_a_smaller_rank_takes_tasks_of_that_rank(tmp_path):
     """The rank of the plan was halved to fit a budget: what is added has the bundle's rank, not the plan's."""
-    names, delta = ["classify", "pair"], {"lora": {"rank": 4}}
+    names, delta = ["classify", "pair"], {"lora": {"rank": 4}, "at": tiny.ROLES, "lr": 1e-2}
     out = made(tmp_path / "run", names, delta=delta, budget={"kilobytes_per_task": 3.0}, stages=["features", "probe", "delta"])
     assert any(note.startswith("rank ") for note in read_json(out / "results.json")["notes"])
     before = answers(out)

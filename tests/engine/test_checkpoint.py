@@ -12,6 +12,7 @@ import torch
 from merge import record
 from safetensors.torch import load_file, save_file
 
+from anabranch.cli import main
 from anabranch.core.names import every, find, make
 from anabranch.engine import checkpoint
 from anabranch.engine.checkpoint import Place, merge_folders, stream, works
@@ -460,7 +461,7 @@ def test_half_precision_that_overflows_is_said(tmp_path):
     base = {"w": torch.full((4,), 60000.0).half()}
     model = {"w": torch.full((4,), 65000.0).half()}
     places = folder(tmp_path / "f", base), [folder(tmp_path / "m", model)]
-    with pytest.raises(InputError, match="w: the merge leaves the range of float16; take a smaller scale, or dtype float32"):
+    with pytest.raises(InputError, match="w: the merge leaves the range of float16; take a smaller scale, or float32"):
         merge_folders(*places, {"task_arithmetic": {"scale": 2}}, tmp_path / "out")
     merge_folders(*places, {"task_arithmetic": {"scale": 2}}, tmp_path / "out", dtype="float32")
     assert read(tmp_path / "out")["w"].tolist() == [70016.0] * 4 or read(tmp_path / "out")["w"].tolist() == [69984.0] * 4
@@ -539,3 +540,51 @@ def test_a_good_file(toy, tmp_path, monkeypatch):
     for n, t in one.items():
         assert torch.equal(t, two[n])
         torch.testing.assert_close(t, three[n], rtol=0, atol=1e-6)
+
+
+# ---- the command line -----------------------------------------------------------------------------------------------
+
+
+def run(capsys, *words: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(["merge", *map(str, words)])
+    said = capsys.readouterr()
+    return end.value.code or 0, said.out, said.err
+
+
+def test_the_command_merges_folders_and_files(toy, tmp_path, capsys):
+    base, folders, *_ = toy
+    several = ",".join(map(str, folders))
+    code, out, err = run(capsys, base, "--models", several, "--merge", "ties: {density: 0.5}", "--out", tmp_path / "a", "--json")
+    assert (code, err) == (0, "") and json.loads(out)["settings"] == {"density": 0.5, "scale": 1.0}
+    merge_folders(base, folders, {"ties": {"density": 0.5}}, tmp_path / "b")
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    (tmp_path / "a.yml").write_text(GOOD)
+    code, out, err = run(capsys, tmp_path / "a.yml", "--out", tmp_path / "c", "--dtype", "float16")
+    assert (code, err) == (0, "") and "model.safetensors" in out and read(tmp_path / "c")["embed"].dtype == torch.float16
+
+
+def test_the_command_says_what_is_missing_or_too_much(toy, tmp_path, capsys):
+    base, folders, *_ = toy
+    (tmp_path / "a.yml").write_text(GOOD)
+    cases = [
+        ([base], "Give --models A,B"),
+        ([base, "--models", folders[0]], "give --out"),
+        ([base, "--models", folders[0], "--out", tmp_path / "o"], "no --merge given"),
+        ([base, "--models", folders[0], "--out", base, "--merge", "ties"], "exists and is not empty"),
+        ([base, "--models", folders[0], "--out", tmp_path / "o", "--merge", "tise"], "did you mean ties"),
+        (
+            [base, "--models", folders[0], "--out", tmp_path / "o", "--merge", "ties", "--tasks", "a"],
+            "--tasks and --name are of a RUN",
+        ),
+        ([base, "--models", f"{folders[0]},x", "--out", tmp_path / "o", "--merge", "ties"], "no folder x"),
+        ([tmp_path / "a.yml"], "give --out"),
+        ([tmp_path / "a.yml", "--out", tmp_path / "o", "--merge", "ties"], "leave out --merge"),
+        ([tmp_path / "no.yml", "--out", tmp_path / "o"], "no.yml"),
+        ([tmp_path / "run"], "no --merge given"),
+        ([tmp_path / "run", "--merge", "ties", "--out", tmp_path / "o"], "--out is of merges of whole models"),
+    ]
+    for words, said in cases:
+        code, out, err = run(capsys, *words)
+        assert code == 2 and said in err and not out and err.count("\n") == 1, (words, err)
+    assert not (tmp_path / "o").exists()

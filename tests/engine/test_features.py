@@ -16,6 +16,13 @@ from anabranch.engine.backbone import Backbone
 from anabranch.engine.features import Features
 from anabranch.engine.model import backbone_of
 
+
+@pytest.fixture(autouse=True)
+def _sixteens(monkeypatch):
+    """Rows here are padded to multiples of 16, so that a bucket holds several of these texts."""
+    monkeypatch.setattr("anabranch.engine.backbone.STEP", 16)
+
+
 TEXTS = [r["text"] for r in tiny.rows("classify", 30)] + ["", "the " * 60, "w3"]
 
 

@@ -17,6 +17,13 @@ from anabranch.serve.batcher import Batcher, Unknown
 from anabranch.serve.limits import Busy, Limits
 from anabranch.serve.metrics import Metrics
 
+
+@pytest.fixture(autouse=True)
+def _sixteens(monkeypatch):
+    """Rows here are padded to multiples of 16, so that a bucket holds several of these texts."""
+    monkeypatch.setattr("anabranch.engine.backbone.STEP", 16)
+
+
 TASKS = {kind: kind for kind in tiny.HEADED} | {"probe": "classify probe", "a": "regress shared", "b": "pair shared"}
 
 

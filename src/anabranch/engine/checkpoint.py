@@ -102,7 +102,7 @@ class Checkpoint:
             if lost:
                 more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
                 raise InputError(
-                    f"{one.folder} lacks {', '.join(lost[:3])}{more}, which {two.folder} has; merge models of one architecture"
+                    f"{one.folder} lacks {', '.join(lost[:3])}{more}, which {two.folder} has; merge models of one kind"
                 )
         for name, t in mine.items():
             u = theirs[name]
@@ -340,16 +340,12 @@ class Merge:
 
     def settle(self, name: str, base: Tensor | None, d: Tensor, out: Tensor, at: int) -> None:
         """d [m] onto the base, as ``out`` [m] of the result's dtype."""
-        if self.halt.is_set():
-            raise CancelledError
         if base is not None:
             d = d.add_(base[at : at + len(d)])
         out.copy_(d)
         low, high = torch.aminmax(d)
         if not torch.finfo(out.dtype).min <= float(low) <= float(high) <= torch.finfo(out.dtype).max:
-            raise InputError(
-                f"{name}: the merge leaves the range of {str(out.dtype)[6:]}; take a smaller scale, or dtype float32"
-            )
+            raise InputError(f"{name}: the merge leaves the range of {str(out.dtype)[6:]}; take a smaller scale, or float32")
 
     def copied(self, name: str, shards: Shards) -> None:
         """Whole numbers, such as buffers of positions, are not merged."""

@@ -69,8 +69,7 @@ class Lab:
         )
         out = []
         for name in names:
-            task = load_task(name, TaskSpec(data=str(root / name), limit=rows, max_length=more.pop("max_length", 64), **more),
-                             seed=self.seed)  # fmt: skip
+            task = load_task(name, TaskSpec(data=str(root / name), limit=rows, **more), seed=self.seed)
             out.append(replace(task, test=task.test.take(list(range(min(test, len(task.test)))))))
         if not out:
             raise InputError(f"{root} holds none of the tasks that claims use: {', '.join(CORE[:4])}, ...")

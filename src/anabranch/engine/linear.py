@@ -170,10 +170,15 @@ def answers(
         return ranked(queries, documents, ids)
     out, counts = outputs(job, part, features, view, head)
     pred, scores = job.kind.answer(out, counts, post)
-    if job.kind.words:  # words behind the longest length that f reads
-        common = int(job.kind.constant(job.parts["train"].y).argmax())
-        pred = [p + [common] * (len(t) - len(p)) for p, t in zip(pred, part.labels, strict=True)]
-    return pred, scores
+    return padded(job, part, pred), scores
+
+
+def padded(job: Job, part: Part, pred: list[Any]) -> list[Any]:
+    """Answers with the commonest label at words behind the longest length that f reads."""
+    if not job.kind.words:
+        return pred
+    common = int(job.kind.constant(job.parts["train"].y).argmax())
+    return [p + [common] * (len(t) - len(p)) for p, t in zip(pred, part.labels, strict=True)]
 
 
 @torch.no_grad()

@@ -40,15 +40,11 @@ OTHER = ("slices", "modules", "tokenizer", "chat_template")  # mergekit has them
 
 
 class Kind(NamedTuple):
-    """A method of mergekit: settings and their defaults, whether signs are elected, what is cut (None: another form)."""
+    """A method of mergekit: settings with their defaults, what is cut (None: nothing, or another form), if signs are elected."""
 
     settings: Values
     cut: Cut | None = None
     elects: bool = False
-
-
-def whole(rows: Tensor, p: Values, site: Any) -> Callable[[Tensor], Tensor]:
-    return lambda d: d
 
 
 def largest(rows: Tensor, p: Values, site: Any) -> Callable[[Tensor], Tensor]:
@@ -94,7 +90,7 @@ KINDS = {
     "linear": Kind({"weight": NEEDED, "normalize": True}),
     "slerp": Kind({"t": NEEDED}),
     "model_stock": Kind({"filter_wise": False}),
-    "task_arithmetic": Kind(BASIC, whole),
+    "task_arithmetic": Kind(BASIC),
     "ties": Kind({**BASIC, "density": 1.0, "normalize": True}, largest, True),
     "breadcrumbs": Kind({**BASIC, "density": 1.0, "gamma": 0.01}, middle),
     "breadcrumbs_ties": Kind({**BASIC, "density": 1.0, "gamma": 0.01}, middle, True),
@@ -132,37 +128,38 @@ def merge_yaml(path: str | Path, out: str | Path, *, dtype: str | None = None, t
     run = partial(stream, out=out, dtype=told_dtype, told=told)
     if file.name == "slerp":
         found = run(None, [base or "", *folders], make("merge", {"slerp": {"weight": p["t"]}}))
-    elif file.name == "linear":
-        total = sum(p["weight"]) if p["normalize"] else 1.0
-        if not total:
-            raise file.wrong("the weights of linear add up to 0; set normalize: false, or other weights", "models")
-        w = torch.tensor(p["weight"]) / total
-        found = run(None, folders, lambda rows, site, whole: torch.mv(rows.mT, w), entries=True)
-    elif kind.cut is None:
+    elif file.name == "model_stock":
         found = run(base, folders, make("merge", file.name))
+    elif kind.cut is None:
+        w = torch.tensor(p["weight"])
+        if file.name == "linear" and p["normalize"] and not w.sum():
+            raise file.wrong("the weights of linear add up to 0; set normalize: false, or other weights", "models")
+        w = w / divisor(w.sum()) if p["normalize"] else w
+        w = w * p.get("lambda", 1.0)
+        found = run(base if kind.settings is BASIC else None, folders, lambda rows, *_: torch.mv(rows.mT, w), entries=True)
     else:
-        found = run(base, folders, partial(weighted, cut=kind.cut, elects=kind.elects, p=p), entries=kind.cut is whole)
+        found = run(base, folders, partial(weighted, cut=kind.cut, elects=kind.elects, p=p))
     return found | {"method": file.name, "settings": p}
 
 
-def weighted(rows: Tensor, site: Any, _: Any, *, cut: Cut, elects: bool, p: Values) -> Tensor:
-    """rows [t, *shape] -> [*shape]."""
-    w, made = torch.tensor(p["weight"])[:, None], cut(rows, p, site)
-    total = w.sum(0)
-    total = torch.where(total.abs() < 1e-8, 1.0, total)
+def weighted(rows: Tensor, site: Any, whole: Any, *, cut: Cut, elects: bool, p: Values) -> Tensor:
+    """rows [t, *shape] -> [*shape]; rows are used up."""
+    w, made = torch.tensor(p["weight"]), cut(rows, p, site)
 
     def per(d: Tensor) -> Tensor:
-        kept = made(d) * w
+        kept = made(d).mul_(w[:, None])
         if not elects:
-            return kept.sum(0).div_(total) if p["normalize"] else kept.sum(0)
-        agrees = kept.sign() == torch.where(kept.sum(0) >= 0, 1.0, -1.0)
-        out = kept.mul_(agrees).sum(0)
-        if not p["normalize"]:
-            return out
-        share = (w * agrees).sum(0)
-        return out.div_(torch.where(share == 0, 1.0, share))
+            return kept.sum(0).div_(divisor(w.sum())) if p["normalize"] else kept.sum(0)
+        sign = kept.sum(0).ge_(0).mul_(2).sub_(1)  # of a sum of 0 it is positive, as in mergekit
+        kept.mul_(sign).clamp_(min=0)
+        out = kept.sum(0).mul_(sign)
+        return out.div_(divisor(torch.mv(kept.sign_().mT, w))) if p["normalize"] else out
 
     return sweep(rows, per).mul_(p["lambda"])
+
+
+def divisor(total: Tensor) -> Tensor:
+    return torch.where(total.abs() < 1e-8, 1.0, total)
 
 
 class Request:

@@ -40,7 +40,7 @@ def silent(line: str) -> None:
 
 
 def masked_lm(
-    cache: Path, *, corpus: Texts | None = None, seed: int = 0, steps: Count = 1000, d: Count = 128, blocks: Count = 4,
+    cache: Path, *, corpus: Texts | None = None, seed: int = 0, steps: Count = 1500, d: Count = 128, blocks: Count = 4,
     heads: Count = 4, vocab: Count = 4096, told: Told = silent,
 ) -> Path:  # fmt: skip
     """The folder of a BERT trained to fill masks in docstrings, as :func:`anabranch.engine.backbone.load` opens it.

@@ -19,8 +19,8 @@ from anabranch.core.delta import Delta
 from anabranch.core.route import Route
 from anabranch.engine.cache import digest, recall, write_tensors
 from anabranch.engine.features import Features
-from anabranch.engine.job import Head, Job, Part, apply, joined, leaves_of
-from anabranch.engine.linear import View, answers, frozen, index_of, inputs, measure, near, outputs, rounded
+from anabranch.engine.job import Head, Job, apply, joined, leaves_of
+from anabranch.engine.linear import View, answers, frozen, index_of, inputs, measure, near, outputs, padded, rounded
 from anabranch.engine.passes import TOKENS, Routes, Slot, encode, learned, said, seeded
 from anabranch.engine.seen import seen
 
@@ -303,7 +303,7 @@ class Trainer:
             else:
                 index = index_of(job, near(job, valid), self.features, view) if job.documents else None
                 found = answers(job, valid, self.features, view, head, {}, index)
-            score = measure(job, valid, _whole(job, found, valid)) or 0.0
+            score = measure(job, valid, (padded(job, valid, found[0]), found[1])) or 0.0
             better = better if head else score >= learner.best_score
             entry |= {"valid": score, "kept": better}
         if not all(math.isfinite(v) for v in entry.values()):
@@ -367,10 +367,3 @@ class Trainer:
                     yield learner
                 else:
                     batches += learner.batches(self.features, self.seed)
-
-
-def _whole(job: Job, found: tuple[list[Any], list[Any]], part: Part) -> tuple[list[Any], list[Any]]:
-    if not job.kind.words:
-        return found
-    common = int(job.kind.constant(job.parts["train"].y).argmax())
-    return [p + [common] * (len(t) - len(p)) for p, t in zip(found[0], part.labels, strict=True)], found[1]

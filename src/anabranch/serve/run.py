@@ -1,6 +1,7 @@
 """Running the application: the address, the connections, the end."""
 
 import errno
+import gc
 import os
 import signal
 import socket
@@ -109,6 +110,8 @@ def serve(
         url = f"http://{f'[{name}]' if ':' in name else name}:{number}"
         closed = bool(token) or ip_address(name).is_loopback
         told({"url": url, "tasks": len(app.state.model.served), "closed": closed})
+        gc.collect()
+        gc.freeze()  # what is loaded stays: later collections look at requests and at tasks that come and go, and find them soon
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more behind its own end, which is a good one
         uvicorn.Server(uvicorn.Config(
             app, http=Bounded, log_level="error", access_log=False, server_header=False, backlog=BACKLOG,

@@ -1,0 +1,154 @@
+"""Merging checkpoints from disk to disk: anabranch beside mergekit, on the same random folders.
+
+    python speed/merge.py [--peer PYTHON] [--millions 320] [--models 4] [--methods linear,task_arithmetic,ties,dare_ties]
+
+Folders of a Llama's shape in bf16: a base, and models that differ from it by noise. Each method is one mergekit file, which
+both run in a fresh process in turn, --reps times each; counted is the merge itself, not the imports, in GB/s of what is
+read. ``folder`` rows: our own method of the same name on the same folders, as `anabranch merge BASE --models ...` runs it.
+--peer: the python of an environment with mergekit (the same torch); without it only our own numbers are shown.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import _bench as bench
+
+OURS = """
+import json, sys, time
+from anabranch.engine.checkpoint import merge_folders
+from anabranch.engine.mergekit import merge_yaml
+plan, out, folders, spec = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
+start = time.perf_counter()
+merge_folders(folders[0], folders[1:], spec, out) if spec else merge_yaml(plan, out)
+print(json.dumps({"seconds": time.perf_counter() - start}))
+"""
+THEIRS = """
+import json, sys, time
+import yaml
+from mergekit.config import MergeConfiguration
+from mergekit.merge import MergeOptions, run_merge
+options = MergeOptions(copy_tokenizer=False, quiet=True, write_model_card=False)
+with open(sys.argv[1]) as file:
+    plan = MergeConfiguration.model_validate(yaml.safe_load(file))
+start = time.perf_counter()
+run_merge(plan, sys.argv[2], options)
+print(json.dumps({"seconds": time.perf_counter() - start}))
+"""
+METHODS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {  # of a model, of the merge, of our folder
+    "linear": ({"weight": 1.0}, {}, "mean"),
+    "task_arithmetic": ({"weight": 0.4}, {}, {"task_arithmetic": {"scale": 0.4}}),
+    "ties": ({"weight": 1.0, "density": 0.2}, {}, {"ties": {"density": 0.2}}),
+    "dare_ties": ({"weight": 1.0, "density": 0.5}, {"normalize": True}, {"dare_ties": {"density": 0.5, "scale": 1.0}}),
+}
+FULL = 320  # millions
+
+
+def shape(millions: int) -> dict[str, int]:
+    """A Llama of about so many parameters: hidden size d, 12 d^2 a block and words x d twice."""
+    layers, words = 16, 32_000
+    d = 64 * max(1, round(((words**2 + 12 * layers * millions * 1e6) ** 0.5 - words) / (12 * layers) / 64))
+    return {"hidden_size": d, "intermediate_size": 64 * round(8 * d / 3 / 64), "num_hidden_layers": layers, "vocab_size": words,
+            "num_attention_heads": d // 64, "num_key_value_heads": d // 64, "max_position_embeddings": 512}  # fmt: skip
+
+
+def fit(millions: int, models: int, where: Path) -> int:
+    """Fewer parameters where disk or memory would be short: the folders and two results, and all of it in the file cache."""
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    most = min(shutil.disk_usage(where).free / 4, pages) / (2e6 * (models + 3))
+    return max(8, min(millions, int(most)))
+
+
+def folders(where: Path, millions: int, models: int) -> tuple[list[Path], int]:
+    """The base first; and the bytes of one."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model("llama", **shape(millions), dtype="bfloat16", tie_word_embeddings=False,
+                                  architectures=["LlamaForCausalLM"])  # fmt: skip
+    with torch.device("meta"):
+        shapes = {n: t.shape for n, t in AutoModelForCausalLM.from_config(config).state_dict().items()}
+    rng, made = torch.Generator().manual_seed(0), list[Path]()
+    base = {n: 0.02 * torch.randn(s, generator=rng, dtype=torch.bfloat16) for n, s in shapes.items()}
+    for name in ["base", *(f"m{j}" for j in range(models))]:
+        made.append(where / name)
+        made[-1].mkdir()
+        state = {
+            n: t + 0.002 * torch.randn(t.shape, generator=rng, dtype=t.dtype) if name != "base" else t for n, t in base.items()
+        }
+        save_file(state, made[-1] / "model.safetensors", metadata={"format": "pt"})
+        (made[-1] / "config.json").write_text(json.dumps(config.to_dict(), default=str))
+    return made, sum(2 * s.numel() for s in shapes.values())
+
+
+def plan(where: Path, method: str, made: list[Path]) -> Path:
+    each, common, _ = METHODS[method]
+    text = {"merge_method": method, "dtype": "bfloat16", "models": [{"model": str(m), "parameters": each} for m in made[1:]]}
+    if method != "linear":
+        text["base_model"] = str(made[0])
+    if common:
+        text["parameters"] = common
+    (where / f"{method}.yml").write_text(json.dumps(text))  # JSON is YAML
+    return where / f"{method}.yml"
+
+
+def once(python: str, code: str, where: Path, file: Path, made: list[Path], spec: Any) -> float:
+    out = where / "out"
+    done = subprocess.run([python, "-c", code, str(file), str(out), json.dumps([str(m) for m in made]), json.dumps(spec)],
+                          capture_output=True, text=True, env=os.environ)  # fmt: skip
+    shutil.rmtree(out, ignore_errors=True)
+    if done.returncode:
+        sys.exit(f"{python} failed:\n{done.stderr[-3000:]}")
+    return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+
+
+def main() -> None:
+    ask = bench.arguments(__doc__)
+    ask.add_argument("--peer", default="", help="python with mergekit")
+    ask.add_argument("--millions", type=int, default=FULL, help="parameters of a model; fewer where disk or memory is short")
+    ask.add_argument("--models", type=int, default=4)
+    ask.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
+    ask.add_argument("--reps", type=int, default=3)
+    ask.add_argument("--where", type=Path, default=Path(tempfile.gettempdir()), help="a folder of the disk to work on")
+    a = ask.parse_args()
+    peer = a.peer
+    if peer and subprocess.run([peer, "-c", "import mergekit"], capture_output=True).returncode:
+        peer = ""
+    if not peer:
+        bench.told(f"mergekit is absent{f' in {a.peer}' if a.peer else ''}: give --peer PYTHON; only our own numbers follow")
+    facts, rows, found = bench.machine("safetensors"), list[list[Any]](), dict[str, Any]()
+    with tempfile.TemporaryDirectory(dir=a.where) as place:
+        where, millions = Path(place), fit(a.millions, a.models, a.where)
+        if millions < a.millions:
+            bench.told(f"{a.millions} million parameters do not fit here; {millions} million instead")
+        made, size = folders(where, millions, a.models)
+        bench.told(f"{a.models} models and a base of {size / 2e6:.0f} million parameters, {size / 1e6:.0f} MB each")
+        for method in a.methods:
+            file, took = plan(where, method, made), dict[str, list[float]](file=[], folder=[], mergekit=[])
+            read = size * (a.models + (method != "linear")) / 1e9
+            for _ in range(a.reps):
+                took["file"].append(once(sys.executable, OURS, where, file, made, None))
+                took["folder"].append(once(sys.executable, OURS, where, file, made, METHODS[method][2]))
+                if peer:
+                    took["mergekit"].append(once(peer, THEIRS, where, file, made, None))
+            found[method] = {way: {"seconds": [round(s, 3) for s in taken], "gigabytes_per_second": round(read / min(taken), 3)}
+                             for way, taken in took.items() if taken}  # fmt: skip
+            for way in ("file", "folder"):
+                ratio = bench.ratio(took["mergekit"], took[way]) if peer else {}
+                found[method][way]["times_as_fast"] = ratio
+                rows.append([f"{method} {way}", min(took[way]), found[method][way]["gigabytes_per_second"],
+                             min(took["mergekit"]) if peer else None, ratio.get("median"), ratio.get("least")])  # fmt: skip
+            bench.told(f"{method}: {found[method]}")
+    bench.table(["method", "s", "GB/s", "mergekit s", "times, median", "times, least"], rows)
+    bench.emit("merge", machine=facts, load_after=os.getloadavg()[0], millions=round(size / 2e6), models=a.models, reps=a.reps,
+               found=found)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
