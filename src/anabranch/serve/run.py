@@ -111,7 +111,8 @@ def serve(
         closed = bool(token) or ip_address(name).is_loopback
         told({"url": url, "tasks": len(app.state.model.served), "closed": closed})
         gc.collect()
-        gc.freeze()  # what is loaded stays: later collections look at requests and at tasks that come and go, and find them soon
+        gc.freeze()  # what is loaded stays: later collections look at requests and at tasks that came and went,
+        gc.collect()  # and come as soon as there are a few of these
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more behind its own end, which is a good one
         uvicorn.Server(uvicorn.Config(
             app, http=Bounded, log_level="error", access_log=False, server_header=False, backlog=BACKLOG,
