@@ -58,7 +58,7 @@ def test_an_unknown_way_is_named():
 def toy(tmp_path, monkeypatch):
     """A claim of two lines in place of the package's own; it counts how often it is asked."""
     source = tmp_path / "toy.py"
-    source.write_text("toy")
+    source.write_text('"""A toy."""\n\nholds = ("a > b",)\n')
     asked = []
 
     class Module:

@@ -7,14 +7,14 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from anabranch.errors import WorkError
+
+if TYPE_CHECKING:  # a verdict is shown again without torch
+    from torch import Tensor
 
 
 def cache_dir() -> Path:
@@ -72,14 +72,16 @@ def read_json(path: Path) -> Any:
         raise WorkError(f"{path} is damaged ({error}); delete it, or restore it from a copy") from None
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any] | None = None) -> Path:
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", note: Mapping[str, Any] | None = None) -> Path:
     """safetensors whose header holds a JSON note and a checksum of tensors and note."""
+    from safetensors.torch import save_file
+
     whole = {n: t.detach().contiguous().cpu() for n, t in tensors.items()}
     about = json.dumps({"note": note or {}, "sum": digest(checksum(whole), note or {})})
     return write(path, lambda part: save_file(whole, part, metadata={"about": about}))  # two keys would come in any order
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Tensors and note; WorkError names the file when it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -93,7 +95,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, note
 
 
-def recall(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def recall(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]] | None:
     """What :func:`write_tensors` left in a cache; None where it has nothing, or something damaged, which is deleted."""
     try:
         return read_tensors(path) if path.exists() else None
@@ -102,7 +104,9 @@ def recall(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return None
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> str:
+def checksum(tensors: "Mapping[str, Tensor]") -> str:
+    import torch
+
     h = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         t = tensors[name].detach().contiguous().cpu()

@@ -5,6 +5,7 @@
 interval of Student's t for their mean: held when the whole interval is on the claimed side, not held when it is on the other.
 """
 
+import ast
 import hashlib
 import importlib
 import json
@@ -78,6 +79,15 @@ def module_of(id: str) -> Any:
     return importlib.import_module(f"anabranch.claims.{id.replace('-', '_')}")
 
 
+def said_of(id: str) -> tuple[tuple[str, ...], str]:
+    """A claim's comparisons and its docstring, read from its file, which is not imported."""
+    path = claim_of(id)
+    assert path is not None
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    named = [n for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "holds"]
+    return ast.literal_eval(named[0].value), " ".join((ast.get_docstring(tree) or "").split())
+
+
 def _key(path: Path, data: Path | None) -> str:
     """Of the claim's own text and what claims share, this version, and the data's extent."""
     texts = [p.read_text(encoding="utf-8") for p in (path, *sorted(path.parent.glob("_*.py")))]
@@ -116,16 +126,16 @@ def measure(id: str, seed: int, data: Path | None, threads: int | None = None) -
 
 def judged(id: str, found: Sequence[Mapping[str, Any]], data: Path | None) -> dict[str, Any]:
     """The verdict's document from the numbers of all seeds."""
-    module = module_of(id)
+    holds, note = said_of(id)
     numbers: list[Numbers] = [entry["numbers"] for entry in found]
-    compared = [compare(text, numbers) for text in module.holds]
+    compared = [compare(text, numbers) for text in holds]
     said = [c["verdict"] for c in compared]
     verdict = "held" if set(said) == {"held"} else "not held" if "not held" in said else "inconclusive"
     return {
         "id": id, "verdict": verdict, "comparisons": compared, "test": TEST,
         "numbers": {way: summary([n[way] for n in numbers]) for way in numbers[0]},
         "seeds": [entry["seed"] for entry in found], "data": "real tasks" if data else "docstring suite",
-        "note": " ".join((module.__doc__ or "").split()),
+        "note": note,
         "seconds": [entry["seconds"] for entry in found], "cpu": [entry["cpu"] for entry in found],
         "versions": {p: version(p) for p in ("torch", "transformers")} | {"anabranch": __version__},
         "machine": f"{platform.machine()}, {os.cpu_count()} cpus", "python": platform.python_version(),
@@ -158,12 +168,12 @@ def compare(text: str, numbers: Sequence[Numbers]) -> dict[str, Any]:
 
 def interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
     """The mean and its 95 % interval; of one value, the value itself."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, (mean, mean)
-    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / math.sqrt(len(values))
     return mean, (mean - half, mean + half)
 
 
