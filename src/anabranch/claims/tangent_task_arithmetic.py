@@ -46,7 +46,7 @@ def runner(suite: Any, rows: Tensor, tangent: bool) -> Callable[[Tensor], View]:
     adapted.sources[0]["own"] = torch.cat([torch.zeros(1, rows.shape[1]), rows])
 
     def straight(inputs: Any, route: Route, hidden: Tensor) -> Any:
-        return linearised(lambda i, r: adapted(i, r, hidden), inputs, route.ids, route.w)  # type: ignore[arg-type, return-value]
+        return linearised(lambda i, r: adapted(i, r, hidden), inputs, route.ids, route.w)  # type: ignore[arg-type]
 
     def weighted(w: Tensor) -> View:
         def routes(owners: Sequence[int]) -> Route:
