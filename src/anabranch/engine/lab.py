@@ -18,7 +18,7 @@ from anabranch.core.bank import Bank, Tree
 from anabranch.core.names import make
 from anabranch.core.route import Route
 from anabranch.core.site import Site, find
-from anabranch.engine import linear, store
+from anabranch.engine import linear, small, store
 from anabranch.engine.backbone import Backbone
 from anabranch.engine.cache import cache_dir, checksum, digest, recall, write_tensors
 from anabranch.engine.features import Features
@@ -88,6 +88,10 @@ class Lab:
         there = not isinstance(tasks, int) and tasks and isinstance(tasks[0], Task)
         made: Sequence[Any] = tasks if there else self.tasks(tasks, **more)  # type: ignore[arg-type, assignment]
         return Suite.of(self, made, backbone_of(backbone, profile()["dtype"]), blocks)
+
+    def small(self, name: str, **more: Any) -> Path:
+        """A small model trained here, once: masked_lm, causal_lm, vit or cnn of :mod:`anabranch.engine.small`."""
+        return Path(getattr(small, name)(self.home / "small", **more))
 
     def experts(self, n: int = 8, kind: Any = "dense", **more: Any) -> "Trained":
         """n tasks tuned alone from one f, each its own slot with its head: what merges start from."""

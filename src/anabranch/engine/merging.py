@@ -158,7 +158,8 @@ def look_of(features: Features, jobs: Sequence[Job], heads: Sequence[Head], site
 
     def vectors(tree: Tree, j: int) -> Tensor:
         enter(tree)
-        return inputs_of(features, adapted, jobs[j], parts[j])[0]
+        units = [u for row in parts[j].units for u in row]
+        return torch.cat(encode(features, adapted, units, [1] * len(units), jobs[j].kind.words))
 
     return Look(losses=lambda tree: each(tree, labelled), entropies=lambda tree: each(tree, entropy), features=vectors,
                 own=lambda j: trees[j], f=features.backbone.f, sites=list(sites), rng=seeded(seed, "look"))  # fmt: skip

@@ -14,7 +14,7 @@ class Look(NamedTuple):
 
     losses: Callable[[Tree], Tensor]  # -> [t] mean loss of each task's few labelled rows under its own head
     entropies: Callable[[Tree], Tensor]  # -> [t] mean entropy of its answers, which needs no label
-    features: Callable[[Tree, int], Tensor]  # -> [rows, d] of task j's rows
+    features: Callable[[Tree, int], Tensor]  # -> [texts, d] of task j's rows, each text (or word) on its own
     own: Callable[[int], Tree]  # task j's own dense slot
     f: nn.Module
     sites: list[Site]
