@@ -1,10 +1,13 @@
 """What every test runs under: no network, one thread, the same examples each time."""
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background ignores it, and so would the tests
 
 # set before torch, tokenizers and huggingface_hub are first imported, and inherited by the commands that tests start
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
