@@ -5,13 +5,14 @@ three begin from a linear head on f's features; the first two fit it anew on the
 from typing import Any
 
 from anabranch.claims._merges import SCALES, composed, refitted, shots, trees
+from anabranch.engine.lab import EXPERT
 
 holds = ("anisotropic > one", "anisotropic > lora")
 
 
 def claim(lab: Any) -> dict[str, dict[str, float]]:
     tasks = lab.tasks(12)
-    library, unseen = lab.suite(tasks[:-4]).own("dense"), lab.suite([shots(lab, task, 8) for task in tasks[-4:]])
+    library, unseen = lab.suite(tasks[:-4]).named().own(EXPERT), lab.suite([shots(lab, task, 8) for task in tasks[-4:]])
     lora, vectors = unseen.own({"lora": {"rank": 1}}, epochs=15), trees(library)
     numbers = len(vectors) * sum(len(p) for p in vectors[0].values())
 

@@ -1,6 +1,6 @@
-"""Dropping half of each of eight text task vectors at random and rescaling the rest changes their sum little: within 0.01 of
-task arithmetic on both sides, each at the scale that is best on validation rows. Dense deltas in the last two blocks; each
-task keeps its own head. The paper drops 90 % and more, from far larger models."""
+"""Dropping half of each of eight text task vectors at random and rescaling the rest changes their sum little: within 0.01 of task
+arithmetic on both sides, each at the scale that is best on validation rows. Dense deltas in the last two blocks; each task
+keeps its own head. The paper drops 90 % and more, from far larger models. Heads are the labels' names, frozen."""
 
 from typing import Any
 
@@ -15,5 +15,5 @@ def claim(lab: Any) -> dict[str, dict[str, float]]:
         "task_arithmetic": experts.best_scale("task_arithmetic", SCALES),
         "dare_tenth": experts.best_scale("dare", SCALES, density=0.1, seed=lab.seed),
         "single": experts.scores(),
-        "probe": experts.suite.probe(),
+        "zero_shot": experts.suite.probe(),
     }

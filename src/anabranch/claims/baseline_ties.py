@@ -1,5 +1,6 @@
-"""TIES (trim to 20 %, elect signs, mean of what agrees) against adding up eight text task vectors, each at the scale that is
-best on validation rows; each task keeps its own head. Dense deltas in the last two blocks, trimmed layer by layer."""
+"""TIES (trim to 20 %, elect signs, mean of what agrees) against adding up eight text task vectors, each at the scale that is best
+on validation rows; each task keeps its own head. Dense deltas in the last two blocks, trimmed layer by layer. Heads are the
+labels' names, frozen."""
 
 from typing import Any
 
@@ -15,5 +16,5 @@ def claim(lab: Any) -> dict[str, dict[str, float]]:
         "task_arithmetic": experts.best_scale("task_arithmetic", SUM),
         "average": experts.merge_scores("mean"),
         "single": experts.scores(),
-        "probe": experts.suite.probe(),
+        "zero_shot": experts.suite.probe(),
     }

@@ -1,5 +1,6 @@
 """TSV-M (a few orthogonalised singular directions of each of eight text task vectors) against TIES, each at the scale that is
-best on validation rows; each task keeps its own head. Dense deltas in the last two blocks."""
+best on validation rows; each task keeps its own head. Dense deltas in the last two blocks. Heads are the labels' names,
+frozen."""
 
 from typing import Any
 
@@ -16,7 +17,7 @@ def claim(lab: Any) -> dict[str, dict[str, float]]:
         "ties": experts.best_scale("ties", MEAN),
         "task_arithmetic": experts.best_scale("task_arithmetic", SUM),
         "single": experts.scores(),
-        "probe": experts.suite.probe(),
+        "zero_shot": experts.suite.probe(),
     }
 
 

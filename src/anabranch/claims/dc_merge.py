@@ -1,6 +1,7 @@
 """DC-Merge with averaged singular values against TIES, task arithmetic and itself without smoothing, over eight text LoRAs of
 rank 8; each at its scale that is best on validation rows. Numbers are shares of each task's own score, and cosines between the
-merged delta and a task's singular directions, all weighed alike (U V^T), meaned over sites. Last two blocks of MiniLM."""
+merged delta and a task's singular directions, all weighed alike (U V^T), meaned over sites. Last two blocks of MiniLM. Heads
+are the labels' names, frozen."""
 
 from typing import Any
 

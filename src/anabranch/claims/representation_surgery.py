@@ -1,7 +1,7 @@
 """Task arithmetic over eight text task vectors with and without representation surgery: per task a rank-16 correction of the
 pooled vector, fitted without labels to the task's own features on its training texts (at most 500). Half of the gap is the
 middle between the plain merge and each task's own slot. Heads stay; heads fitted anew on the merged features are the upper
-reference. Dense deltas in the last two blocks of MiniLM."""
+reference. Dense deltas in the last two blocks of MiniLM. Heads are the labels' names, frozen."""
 
 from typing import Any
 
@@ -24,5 +24,5 @@ def claim(lab: Any) -> dict[str, dict[str, float]]:
         "plain": plain,
         "halfway": {n: (plain[n] + single[n]) / 2 for n in plain},
         "single": single,
-        "probe": experts.suite.probe(),
+        "zero_shot": experts.suite.probe(),
     }

@@ -1,6 +1,7 @@
-"""One merged vector and a bit per task and number (TALL masks, thresholds chosen on validation rows) against the eight text
-task vectors themselves: the share of each task's own score that is kept, and the share of their bytes (bf16). Consensus
-merging, task arithmetic and TIES, one model for all tasks, stand beside it. Dense deltas in the last two blocks of MiniLM."""
+"""One merged vector and a bit per task and number (TALL masks, thresholds chosen on validation rows) against the eight text task
+vectors themselves: the share of each task's own score that is kept, and the share of their bytes (bf16). Consensus merging,
+task arithmetic and TIES, one model for all tasks, stand beside it. Dense deltas in the last two blocks of MiniLM. Heads are
+the labels' names, frozen."""
 
 from typing import Any
 

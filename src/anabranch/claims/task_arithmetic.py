@@ -1,5 +1,5 @@
 """Adding eight text task vectors with one scale chosen on validation, against averaging them and against f itself; each task
-keeps its own head. Dense deltas in the last two blocks."""
+keeps its own head. Dense deltas in the last two blocks. Heads are the labels' names, frozen."""
 
 from typing import Any
 
@@ -14,5 +14,5 @@ def claim(lab: Any) -> dict[str, dict[str, float]]:
         "average": experts.merge_scores("mean"),
         "base": experts.merge_scores({"task_arithmetic": {"scale": 1e-9}}),
         "single": experts.scores(),
-        "probe": experts.suite.probe(),
+        "zero_shot": experts.suite.probe(),
     }

@@ -1,7 +1,7 @@
 """Task arithmetic over eight text task vectors stored in 4 bits (one scale a tensor) against the same from full precision, and
 from fine-tuned weights stored in 4 bits; each way at its scale that is best on validation rows. RTVQ (a common base of 3 bits,
 offsets of 2) and plain 2 bits stand beside it. Dense deltas in the last two blocks of MiniLM, which alone are quantised; the
-bar of 0.5 point is on each task's score."""
+bar of 0.5 point is on each task's score. Heads are the labels' names, frozen."""
 
 from typing import Any
 

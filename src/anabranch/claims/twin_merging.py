@@ -1,7 +1,8 @@
 """Twin-Merging, whose router sees no task ids, against task arithmetic at its best scale and TIES, over eight text task vectors:
 one stream of all test rows, of which each is answered by the shared expert plus exclusive experts of rank 16 as the router
 shares them out, and scored with its own task's head. The router learns from 48 validation rows a task. Numbers are shares of
-each task's own score; halfway is the middle between task arithmetic and 1. Dense deltas in the last two blocks of MiniLM."""
+each task's own score; halfway is the middle between task arithmetic and 1. Dense deltas in the last two blocks of MiniLM.
+Heads are the labels' names, frozen."""
 
 from typing import Any
 

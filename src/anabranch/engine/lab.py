@@ -5,6 +5,7 @@ what made it, so that a claim which was killed goes on, and claims share their b
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from anabranch.engine import linear, small, store
 from anabranch.engine.backbone import Backbone
 from anabranch.engine.cache import cache_dir, checksum, digest, recall, write_tensors
 from anabranch.engine.features import Features
-from anabranch.engine.job import Head, Job, job_of
+from anabranch.engine.job import Head, Job, fresh, job_of
 from anabranch.engine.linear import View
 from anabranch.engine.merging import After, Merged, merged
 from anabranch.engine.model import backbone_of
@@ -36,6 +37,7 @@ from anabranch.task.data import Task, load_task
 from anabranch.task.plan import TaskSpec
 
 ROWS, TEST, EPOCHS, BLOCKS = 512, 400, 3, 2  # of a task; passes; blocks of f from its end that deltas change
+EXPERT = {"dense": {}, "lr": 3e-4}
 KEYED = 6  # passes in which the key of a finished slot learns: some 90 steps of 512 rows
 # tasks of --data in the order in which claims take them: small label sets and large ones, sentiment, questions, intents
 CORE = ("trec6", "sst2", "subj", "cr", "snips_intent", "hwu64_scenario", "clinc150_domain", "tweet_emotion", "senti4sd",
@@ -93,9 +95,9 @@ class Lab:
         """A small model trained here, once: masked_lm, causal_lm, vit or cnn of :mod:`anabranch.engine.small`."""
         return Path(getattr(small, name)(self.home / "small", **more))
 
-    def experts(self, n: int = 8, kind: Any = "dense", **more: Any) -> "Trained":
-        """n tasks tuned alone from one f, each its own slot with its head: what merges start from."""
-        return self.suite(n, **more).own(kind)
+    def experts(self, n: int = 8, kind: Any = EXPERT, **more: Any) -> "Trained":
+        """n tasks tuned alone from one f under the heads of their labels' names: what merges start from."""
+        return self.suite(n, **more).named().own(kind)
 
 
 @dataclass
@@ -107,6 +109,7 @@ class Suite:
     jobs: dict[str, Job]
     heads: dict[str, Head]
     blocks: int
+    fixed: bool = False  # whether heads stay as they are
 
     @classmethod
     def of(cls, lab: Lab, tasks: Sequence[Task], backbone: Backbone, blocks: int | None) -> "Suite":
@@ -127,6 +130,23 @@ class Suite:
     def f(self) -> Any:
         return self.features.backbone.f
 
+    def named(self, sharpness: float = 10.0) -> "Suite":
+        """The same tasks with heads that nobody trained: cosines with the features of the labels' names.
+
+        As the frozen text heads that merges are published with (Ilharco et al. 2023, arXiv:2212.04089, over CLIP).
+        """
+        b, heads = self.features.backbone, {}
+        names = Features(b, self.features.folder, self.features.tail)
+        for name, job in self.jobs.items():
+            words = [re.sub(r"(?<=[a-z])(?=[A-Z])|[_/]", " ", label).lower() for label in job.kind.labels]
+            x = self.features.vectors[[u for row in job.parts["train"].units for u in row]][:, : b.d]
+            head = fresh(len(words), x, b.d)
+            said = names.add(b.tokens(words))
+            names.run()
+            e = names.vectors[said][:, : b.d] - head["mean"]
+            heads[name] = linear.rounded(head | {"W": sharpness * e / e.norm(dim=1, keepdim=True)})
+        return replace(self, heads=heads, fixed=True)
+
     def only(self, *names: str) -> "Suite":
         """The same features, fewer tasks."""
         return replace(self, jobs={n: self.jobs[n] for n in names}, heads={n: self.heads[n] for n in names})
@@ -137,6 +157,8 @@ class Suite:
         ids = self.features.tokens
         rows = {s: ([[ids[u].ids for u in row] for row in p.units], str(p.labels)) for s, p in job.parts.items()}
         cards = [(store.bank_card(bank), digest(bank.tables["shared"].data.tolist())) for bank in banks]
+        if self.fixed:
+            more = (*more, checksum(self.heads[name]))
         b = self.features.backbone
         return digest(
             name, job.metric, vars(job.kind), digest(rows), self.lab.seed, b.fingerprint, str(b.dtype), cards, rates, more
@@ -161,7 +183,8 @@ class Suite:
         return [s for s in sites if self.features.tail <= s.depth < self.features.backbone.blocks] or sites
 
     def trainer(self, banks: Sequence[Bank], rates: Sequence[float], **more: Any) -> Trainer:
-        return Trainer(self.features, banks, rates, self.lab.home / "train", self.lab.seed, **more)
+        learning = more.pop("learning", {"own", "keys", "gate", *(() if self.fixed else ("head",))})
+        return Trainer(self.features, banks, rates, self.lab.home / "train", self.lab.seed, learning=learning, **more)
 
     # ---- ways to answer ------------------------------------------------------------------------------------------
     def probe(self) -> dict[str, float]:
@@ -319,11 +342,11 @@ class Trained:
         found = {learner.job.name: learner.theta for learner in trainer.run(todo)}
         return [{n: found[name][n] for n in slot} for name, slot in zip(names, out, strict=True)]
 
-    def stages(self, epochs: int = EPOCHS, heads: dict[str, Head] | None = None) -> Any:
+    def stages(self, epochs: int = EPOCHS) -> Any:
         """What a recipe trains with: ``train(delta, base, share, starts=None) -> Bank``, one slot per task.
 
         delta is dense; each slot begins at ``base`` (plus its own of ``starts``), trains ``share`` of the passes, and is
-        given back as the difference from ``base``. ``heads``: what each stage's heads begin with, and then its result.
+        given back as the difference from ``base``.
         """
 
         def train(delta: Any, base: Tree, share: float, starts: Sequence[Tree] | None = None) -> Bank:
@@ -335,12 +358,8 @@ class Trained:
             }
             trainer = s.trainer(self.banks, self.rates, begin=begin)
             passes = max(1, round(share * epochs))
-            tops = heads or self.heads
-            start = {n: checksum(begin[n] | tops[n]) for n in s.jobs}
-            key = {n: s.key(self.banks, self.rates, n, passes, start[n], "stage") for n in s.jobs}
-            found = {m.job.name: m for m in trainer.run([(job, tops[n], passes, key[n]) for n, job in s.jobs.items()])}
-            if heads:
-                heads.update({n: found[n].head_of(found[n].best) for n in s.jobs})
+            key = {n: s.key(self.banks, self.rates, n, passes, checksum(begin[n] | self.heads[n]), "stage") for n in s.jobs}
+            found = {m.job.name: m for m in trainer.run([(job, self.heads[n], passes, key[n]) for n, job in s.jobs.items()])}
             out = replace(self.banks[0], tables={n: t.copy() for n, t in self.banks[0].tables.items()})
             out.add([out.tree({"own": found[n].best["0.own"] - low, "keys": torch.zeros(0)}) for n in s.jobs])
             return out

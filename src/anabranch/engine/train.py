@@ -108,7 +108,7 @@ class Trainer:
         self, features: Features, banks: Sequence[Bank], rates: Sequence[float], folder: Path, seed: int, patience: float = 0.0,
         tokens: int = TOKENS,
         routes: Routes = Route.to, library: Mapping[str, Tensor] | None = None,
-        learning: Set[str] = frozenset(("own", "keys", "gate")), begin: Mapping[str, Mapping[str, Tensor]] | None = None,
+        learning: Set[str] = frozenset(("own", "keys", "gate", "head")), begin: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:  # fmt: skip
         self.features, self.banks, self.rates = features, list(banks), list(rates)
         self.folder, self.seed, self.patience, self.tokens = folder, seed, patience, tokens
@@ -173,7 +173,8 @@ class Trainer:
             grads = {n: leaf.grad[j + 1] for n, leaf in leaves.items() if leaf.grad is not None}
             more = {n: leaf.grad[j + 1 + t] for n, leaf in leaves.items() if leaf.grad is not None} if anchored else None
             still = self.refine(learner, grads, more)
-            grads |= {f"head.{n}": t.grad for n, t in head.items() if t.grad is not None}
+            if "head" in self.learning:
+                grads |= {f"head.{n}": t.grad for n, t in head.items() if t.grad is not None}
             self.update(learner, grads, still)
 
     def refine(self, learner: Learner, grads: dict[str, Tensor], anchor: Mapping[str, Tensor] | None = None) -> set[str]:
