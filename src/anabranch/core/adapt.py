@@ -189,8 +189,6 @@ class Adapted(nn.Module):
             x, y = (t.expand(self._open[i].parts[-1].stop, *t.shape[1:]) for t in (x, y))
         own = site.module(self._f[0]) if site.kind in ("norm", "embedding") else None  # that of f itself: no hook runs in it
         at = At(x, y, self._rows_mask(y), W, b, own)
-        if self.seen is not None:
-            self.seen[site.key] = at
         dy = self._spread(i, site, at).to(y.dtype)
         return dy[:, 0] if flat else dy
 
@@ -217,6 +215,8 @@ class Adapted(nn.Module):
         """dy of all rows: long runs of rows with the same slots share one product, the other rows gather theirs."""
         route, bank, out = self.routes[i], self.banks[i], []
         assert route is not None
+        if self.seen is not None:
+            self.seen[site.key] = at
         if len(route.ids) != len(at.y):
             wrong = f"the route has {len(route.ids)} rows, {site.key or 'f'} saw {len(at.y)}"
             raise InputError(f"{wrong}: beam search and num_return_sequences enlarge the batch; repeat the ids as often")

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from anabranch.errors import InputError
 
 NAME = "anabranch"
-Front = Callable[
-    [Tensor], tuple[Tensor, Tensor] | None
-]  # x [b, l, d] -> keys and values [b, 2, m, d_out], rows that see them [b]
+# x [b, l, d] -> keys and values [b, 2, m, d_out], rows that see them [b]
+Front = Callable[[Tensor], tuple[Tensor, Tensor] | None]
 
 
 def listen(module: nn.Module, front: Front) -> None:

@@ -1,6 +1,6 @@
-"""Training many deltas together: where training stands (``Point``), what may be added to a loss (``Term``), ``lift``."""
+"""Training many deltas together: where training stands (``Point``) and ``lift``."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +18,6 @@ class Point(NamedTuple):
     names: list[str]  # of the r losses
 
 
-# Losses on internals: (theta, seen, batch) -> {name: [b]}, seen = {site key: At} recorded on request.
-Term = Callable[[Tensor, Mapping[str, Any], Mapping[str, Tensor]], dict[str, Tensor]]
 Balancer = Callable[[Any, Point], tuple[Tensor | None, Any]]  # (state, point) -> (direction [n] or None, state)
 
 

@@ -99,30 +99,43 @@ def mix(delta: Delta, gate: Gate, own: Params, shared: Params, keys: Params, min
     on [b, k] bool, None: every slot is on. w [b, k] multiplies the gate's weights. ``torch.where`` and never a product
     hides the slots that are off: NaN times zero would reach other rows.
     """
-    lead = None if same else 0
+    lead, size = None if same else 0, next(iter(own.values())).shape[not same]
 
-    def one(own: Params, keys: Params, mine: Params, x: Tensor, y: Tensor, mask: Tensor, *more: Tensor) -> Tensor:
-        row, rest = At(x, y, mask, at.W, at.b, at.module), iter(more)
-        on_k, w_k = (None if t is None else next(rest) for t in (on, w))
-        first = next(iter(own.values()))
-        if gate.plain and w_k is None and len(first) == 1:
-            out = delta.apply({n: t[0] for n, t in own.items()} | shared, row).flatten(0, -2)
-            return out if on_k is None else torch.where(on_k, out, 0.0)
-        on_k = first.new_ones(len(first), dtype=torch.bool) if on_k is None else on_k
-        weight = torch.where(on_k, gate.weigh(mine, keys, row, on_k), 0.0)
-        weight = weight if w_k is None else weight * w_k
-        on_k = on_k & keep(torch.where(on_k, weight, -torch.inf), gate.top)  # [k] or [l, k]
-        weight = torch.where(on_k, weight, 0.0)
+    def only(own: Params, x: Tensor, y: Tensor, mask: Tensor, *on: Tensor) -> Tensor:
+        out = delta.apply({n: t[0] for n, t in own.items()} | shared, at._replace(x=x, y=y, mask=mask)).flatten(0, -2)
+        return torch.where(on[0], out, 0.0) if on else out
+
+    if gate.plain and w is None and size == 1:
+        return vmap(only, (lead, *[0] * (3 + (on is not None))))(own, at.x, at.y, at.mask, *([] if on is None else [on]))
+
+    def weigh(keys: Params, mine: Params, x: Tensor, y: Tensor, mask: Tensor, on: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        weight = torch.where(on, gate.weigh(mine, keys, at._replace(x=x, y=y, mask=mask), on), 0.0) * w
+        on = on & keep(torch.where(on, weight, -torch.inf), gate.top)  # [k] or [l, k]
+        return torch.where(on, weight, 0.0), on
+
+    every = at.mask.new_ones(len(at.x), size)
+    on, w = every if on is None else on, every if w is None else w
+    weight, chosen = vmap(weigh, (lead, lead, 0, 0, 0, 0, 0))(keys, mine, at.x, at.y, at.mask, on, w)
+    computed = chosen.flatten(0, -2).any(0)
+    if same and gate.top and not torch.compiler.is_compiling() and computed.any() and not computed.all():
+        own, weight, chosen = {n: t[computed] for n, t in own.items()}, weight[..., computed], chosen[..., computed]
+
+    def one(own: Params, weight: Tensor, on: Tensor, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        row = at._replace(x=x, y=y, mask=mask)
         if gate.on == "params":
-            some = on_k.view(-1, len(first)).any(0)
+            some = on.view(-1, on.shape[-1]).any(0)
             blended = gate.blend(delta, {n: torch.where(_like(some, t), t, 0) for n, t in own.items()}, weight)
-            return torch.where(on_k.any(), delta.apply(blended | shared, row).flatten(0, -2), 0.0)
+            return torch.where(on.any(), delta.apply(blended | shared, row).flatten(0, -2), 0.0)
+        if type(gate).combine is Gate.combine and type(delta).factors is not Delta.factors:  # one wide product for all slots
+            a, b = vmap(delta.factors)(own)
+            bad = ~(a.isfinite().flatten(1).all(1) & b.isfinite().flatten(1).all(1))
+            a, b = torch.where(_like(bad, a), 0.0, a), torch.where(_like(bad, b), 0.0, b)
+            weight = torch.where(on, torch.where(bad, torch.nan, weight), 0.0).to(x.dtype)
+            return x @ a.mT.flatten(0, 1).mT * weight.repeat_interleave(a.shape[-1], -1) @ b.flatten(0, 1)
         out = vmap(lambda p: delta.apply(p | shared, row).flatten(0, -2))(own)
-        return gate.combine(weight, torch.where(on_k.mT[..., None] if on_k.ndim == 2 else _like(on_k, out), out, 0.0))
+        return gate.combine(weight, torch.where(on.mT[..., None] if on.ndim == 2 else _like(on, out), out, 0.0))
 
-    rows = (at.x, at.y, at.mask, *(t for t in (on, w) if t is not None))
-    mixed: Tensor = vmap(one, in_dims=(lead, lead, lead, *[0] * len(rows)))(own, keys, mine, *rows)
-    return mixed
+    return vmap(one, (lead, 0, 0, 0, 0, 0))(own, weight, chosen, at.x, at.y, at.mask)
 
 
 def _like(on: Tensor, t: Tensor) -> Tensor:

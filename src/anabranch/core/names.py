@@ -123,9 +123,7 @@ def card(method: Any) -> dict[str, Any]:
     kind = method if inspect.isclass(method) else getattr(method, "__wrapped__", type(method))
     kind = method if inspect.isfunction(method) and not hasattr(method, "settings") else kind
     module = sys.modules[kind.__module__]
-    settings = getattr(method, "settings", None)
-    if settings is None:
-        found = {n: getattr(method, n, p.default) for n, p in settings_of(kind).items()}
-        settings = {n: v for n, v in found.items() if v is not inspect.Parameter.empty}
+    found = {n: getattr(method, n, p.default) for n, p in settings_of(kind).items()}
+    settings = getattr(method, "settings", {n: v for n, v in found.items() if v is not inspect.Parameter.empty})
     name = re.sub(r"^anabranch\.", "", kind.__module__)
     return {"method": name, "settings": settings, "rows": list(getattr(module, "rows", ()))}

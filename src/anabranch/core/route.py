@@ -45,11 +45,6 @@ class Route:
         slots = [slot for row in rows for slot in row[:k]] or [0]
         return cls(ids, w, who, tuple(runs), (min(slots), max(slots)))
 
-    def repeat(self, rows: int) -> "Route":
-        """The route of one row, for ``rows`` rows."""
-        w, who = (None if t is None else t[:1].expand(rows, *t.shape[1:]) for t in (self.w, self.who))
-        return Route.to(self.ids[:1].expand(rows, -1), w, who)
-
     def stretches(self, matrix: bool) -> list[Stretch]:
         """Long runs on their own, the short ones between them together; ``matrix``: every run on its own."""
         if torch.compiler.is_compiling() or not self.runs:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from anabranch.core.adapt import Adapted
+from anabranch.core.route import Route
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, Part, apply, fresh, joined, leaves_of
 from anabranch.task.kind import Kind
@@ -61,12 +62,18 @@ def speak(features: Features, adapted: Adapted, units: Sequence[int], route: Any
         rows = [i for i, front in enumerate(fronts) if len(front) == length]
         ids = torch.tensor([fronts[i] for i in rows])
         each = route if isinstance(route, list) else [route] * len(whole.banks)
-        whole.routes = [None if one is None else one.repeat(len(rows)) for one in each]
+        whole.routes = [None if one is None else repeated(one, len(rows)) for one in each]
         found = whole.f.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=b.pad,
                                    max_new_tokens=min(most, b.longest - length))  # type: ignore[operator] # fmt: skip
         for i, row in zip(rows, b.tokenizer.batch_decode(found[:, length:], skip_special_tokens=True), strict=True):
             out[i] = row.strip()
     return out
+
+
+def repeated(route: Route, rows: int) -> Route:
+    """The route of one row, for ``rows`` rows."""
+    w, who = (None if t is None else t[:1].expand(rows, *t.shape[1:]) for t in (route.w, route.who))
+    return Route.to(route.ids[:1].expand(rows, -1), w, who)
 
 
 def inputs(job: Job, rows: Sequence[Sequence[int]], view: View, counts: Sequence[int], d: int) -> Tensor:
