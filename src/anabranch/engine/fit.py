@@ -7,31 +7,33 @@ killed run goes on where it was and ends in the same bits.
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import get_num_threads
+from torch import Tensor, get_num_threads
 
 from anabranch.core.bank import Bank
 from anabranch.core.gate import Gate
 from anabranch.core.names import card, make
 from anabranch.core.site import Site, find
-from anabranch.engine import linear
+from anabranch.engine import fewshot, linear
 from anabranch.engine.backbone import Backbone
-from anabranch.engine.cache import checksum, digest, read_json, recall, write_json, write_tensors
+from anabranch.engine.cache import checksum, digest, read_json, read_sealed, recall, sealed, write_json, write_tensors
 from anabranch.engine.choose import Rung, climb, tested
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, job_of, kind_of
 from anabranch.engine.model import backbone_of
 from anabranch.engine.passes import TOKENS, seeded
 from anabranch.engine.profile import profile
+from anabranch.engine.recipe import Group, jointly
 from anabranch.engine.result import finish, numbers_of, results_of, served
 from anabranch.engine.run import Run, Told, epochs_of, estimate
 from anabranch.engine.seen import seen
-from anabranch.engine.share import balancer, over, relate, share
+from anabranch.engine.share import fitting, over, relate
 from anabranch.engine.train import Learner, Trainer
 from anabranch.engine.workers import drained, each
 from anabranch.errors import InputError, WorkError
@@ -76,7 +78,7 @@ def fit(
     run.jobs = {name: job_of(task, run.features) for name, task in tasks.items()}
     if dry:
         return estimate(run, stages)
-    write_json(run.work / "profile.json", machine)
+    write_json(run.work / "profile.json", sealed(machine))
     run.took["look"] = time.perf_counter() - begun
     todo = [("features", features), ("probe", probe), ("relate", related), ("delta", delta), ("share", shared)]
     if any(bank.tables["shared"].n for bank in banks):
@@ -89,7 +91,7 @@ def fit(
     start = time.perf_counter()
     bundle, chosen = finish(run)
     run.took["choose"] = time.perf_counter() - start
-    results = results_of(run, chosen, bundle, time.perf_counter() - begun)
+    results = sealed(results_of(run, chosen, bundle, time.perf_counter() - begun))
     write_json(out / "results.json", results)
     html.write(out)
     told("choose", 1, 1, "done")
@@ -99,7 +101,7 @@ def fit(
 def machine_of(kept: Path) -> dict[str, Any]:
     """The machine as this run first found it: a resumed run computes in the same type and plans the same passes."""
     try:
-        return dict(read_json(kept))
+        return read_sealed(kept)
     except (FileNotFoundError, WorkError):
         return profile()
 
@@ -131,7 +133,7 @@ def claim(out: Path, plan: Plan, resume: bool, overwrite: bool) -> None:
             raise InputError(
                 f"{out} was made by another plan, which differs in {', '.join(differ)}: use that plan, or --overwrite"
             )
-        if "results.json" in there and (changed := read_json(out / "results.json")["tasks"].keys() ^ plan.tasks.keys()):
+        if "results.json" in there and (changed := read_sealed(out / "results.json")["tasks"].keys() ^ plan.tasks.keys()):
             raise InputError(f"{out} is finished and was changed since (tasks {', '.join(sorted(changed))}): nothing to resume")
     write_json(out / "plan.json", said)
 
@@ -173,7 +175,8 @@ def gated_of(plan: Plan, banks: list[Bank], tasks: int) -> list[Bank]:
     routes = tasks if gate.library else slots_of(gate)
     if (gate.top or 1) > routes:
         raise InputError(f"gate {card(gate)['method'].partition('.')[2]} keeps {gate.top} slots a row, there are {routes}")
-    return [Bank.make(b.delta, gate, b.sites, seeded(plan.seed, "gated", i), None, b.stage, routes) for i, b in enumerate(banks)]
+    made = (Bank.make(b.delta, gate, b.sites, seeded(plan.seed, "gated", i), None, b.stage, routes) for i, b in enumerate(banks))
+    return [fitting(bank) for bank in made]
 
 
 def slots_of(gate: Gate) -> int:
@@ -213,7 +216,12 @@ def probe(run: Run) -> None:
 
 
 def learnable(run: Run) -> list[tuple[Job, Head]]:
-    return [(job, run.rungs[name][0].head) for name, job in run.jobs.items()]
+    """Tasks and the heads that they begin with: for labels half of the probe's, as one that fits leaves little to learn from."""
+    out = []
+    for name, job in run.jobs.items():
+        head, part = run.rungs[name][0].head, 0.5 if job.kind.labels and not job.kind.words else 1.0
+        out.append((job, head | {n: part * head[n] for n in ("W", "b") if n in head}))
+    return out
 
 
 def trainer_of(run: Run, banks: list[Bank] | None = None, **more: Any) -> Trainer:
@@ -230,13 +238,17 @@ def related(run: Run) -> None:
 
 def delta(run: Run) -> None:
     """An own slot per task; what is measured is what would be stored."""
-    todo, before = [], time.perf_counter()
-    for job, head in learnable(run):
-        epochs = epochs_of(run, job)
-        todo.append((job, head, epochs, run.key(job, epochs, common_of(run))))
+    todo, before, scarce = [], time.perf_counter(), [job for job in run.jobs.values() if fewshot.few(job)]
 
     def told(m: Learner) -> None:
-        run.told("delta", len(run.curves), len(todo), f"{m.job.name}, pass {m.epoch} of {m.epochs}")
+        run.told("delta", len(run.curves), len(run.jobs), f"{m.job.name}, pass {m.epoch} of {m.epochs}")
+
+    if scarce:
+        fewshot.trained(run, scarce, told)
+    for job, head in learnable(run):
+        epochs = epochs_of(run, job)
+        if job not in scarce:
+            todo.append((job, head, epochs, run.key(job, epochs, common_of(run))))
 
     def worker() -> Any:
         return partial(trainer_of(run, patience=PATIENCE, tokens=TOKENS // get_num_threads()).run, progress=told)
@@ -250,7 +262,8 @@ def delta(run: Run) -> None:
     found = each(jobs, lambda job: served(run, run.banks, "delta", job, [run.own_slots[job.name]], run.own_slots[job.name]))
     for job, rung in zip(jobs, found, strict=True):
         run.rungs[job.name].append(rung)
-        run.own[job.name] += (time.perf_counter() - before) / len(todo)
+    for job in run.jobs.values():
+        run.own[job.name] += (time.perf_counter() - before) / len(run.jobs)
 
 
 def common_of(run: Run) -> list[str]:
@@ -266,24 +279,39 @@ def shared(run: Run) -> None:
     if len(run.jobs) < 2 and gate.plain and not any(bank.tables["shared"].n for bank in run.banks):
         return None
     trainer, pairs = trainer_of(run, run.gated), learnable(run)
-    balance = balancer(run.plan.balance or "mean")
     epochs = min(epochs_of(run, job) for job, _ in pairs)
     key = digest([run.key(job, epochs) for job, _ in pairs], str(run.plan.balance), str(run.plan.gate))
     try:
-        theta, learners = share(trainer, pairs, epochs, balance, key,
-                                lambda done, of: run.told("share", done, of, "passes"), slots_of(gate))  # fmt: skip
+        groups = jointly(trainer, pairs, epochs, run.plan.balance or "mean", key,
+                         lambda done, of: run.told("share", done, of, "passes"), slots_of(gate))  # fmt: skip
     except FloatingPointError as error:
         run.notes.append(f"the shared slot is left out: {error}; lower lr")
         return None
+    theta = clustered(run, groups) if len(groups) > 1 else groups[0][0]
+    learners = [learner for _, members in groups for learner in members]
     for i, bank in enumerate(run.banks):
         if f"{i}.shared" in theta:
             run.gated[i].tables["shared"].data[1] = bank.tables["shared"].data[1] = theta[f"{i}.shared"][0]
-    slots = [{n: rows[k] for n, rows in theta.items() if not n.endswith(".shared")} for k in range(slots_of(gate))]
+    slots = [{n: rows[k] for n, rows in theta.items() if not n.endswith(".shared")} for k in range(slots_of(gate) * len(groups))]
     widest = max(numbers_of(learner.head) for learner in learners)
     found = each(learners, lambda m: served(run, run.gated, "shared", m.job, slots, m.theta, widest))
     for learner, rung in zip(learners, found, strict=True):
         run.rungs[learner.job.name].append(rung)
     return None
+
+
+def clustered(run: Run, groups: Sequence[Group]) -> dict[str, Tensor]:
+    """Numbers [groups, n] of one slot a group; banks and learners get a gate that gives each task its own group's."""
+    if not run.gated[0].gate.plain or any(bank.tables["shared"].n for bank in run.banks):
+        raise InputError(f"balance {run.plan.balance!r} makes slots of its own: take gate by_task and a delta such as lora")
+    gate, one = make("gate", "fixed"), torch.eye(len(groups))
+    run.gated = [Bank.make(b.delta, gate, b.sites, seeded(run.plan.seed, "gated", i), None, b.stage, len(groups))
+                 for i, b in enumerate(run.banks)]  # fmt: skip
+    for k, (_, learners) in enumerate(groups):
+        for learner in learners:
+            learner.theta |= {f"{i}.gate": bank.tables["gate"].row({s.key: {"c": one[k]} for s in bank.sites})
+                              for i, bank in enumerate(run.gated)}  # fmt: skip
+    return {n: torch.cat([theta[n] for theta, _ in groups]) for n in groups[0][0]}
 
 
 def over_library(run: Run) -> None:

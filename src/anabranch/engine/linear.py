@@ -80,14 +80,14 @@ def inputs(job: Job, rows: Sequence[Sequence[int]], view: View, counts: Sequence
     return joined(job.kind, view([u for row in rows for u in row]), counts, d)
 
 
-def solve(kind: Kind, x: Tensor, y: Any, counts: Sequence[int], c: float, start: Head, steps: int = 100) -> Head:
-    """Minimises ``mean loss + ||W||^2 / (2 c n)`` by L-BFGS from ``start``; the bias is free."""
+def solve(kind: Kind, x: Tensor, y: Any, counts: Sequence[int], c: float, start: Head, around: Tensor | float = 0.0) -> Head:
+    """Minimises ``mean loss + ||W - around||^2 / (2 c n)`` by L-BFGS from ``start``; the bias is free."""
     head, n = leaves_of(start), len(counts)
-    optimiser = torch.optim.LBFGS([head["W"], head["b"]], max_iter=steps, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS([head["W"], head["b"]], max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = kind.loss(apply(head, x), y, counts).mean() + head["W"].square().sum() / (2 * c * n)
+        loss = kind.loss(apply(head, x), y, counts).mean() + (head["W"] - around).square().sum() / (2 * c * n)
         loss.backward()
         return loss
 

@@ -113,7 +113,7 @@ def finish(run: Run) -> tuple[dict[str, Any], dict[str, Rung]]:
     folder, chosen = run.out / "bundle", {}
     cost = {"probe": 0, "shared": 1, "delta": 2}
     for name, job in run.jobs.items():
-        chosen[name] = choose(job, sorted(run.rungs[name], key=lambda r: cost[r.name]), run.plan.seed)
+        chosen[name] = run.few.get(name) or choose(job, sorted(run.rungs[name], key=lambda r: cost[r.name]), run.plan.seed)
     refit(run, chosen)
     for _ in each([r.finish for rungs in run.rungs.values() for r in rungs if r.finish], lambda finish: finish()):
         pass
@@ -166,7 +166,7 @@ def refit(run: Run, chosen: dict[str, Rung]) -> None:
     for name, new in zip(probes, each(probes, solved), strict=True):
         replaced(run, chosen, name, new)
     for name, rung in heads.items():
-        if rung.name == "delta":
+        if rung.name == "delta" and name not in run.few:
             job = run.jobs[name]
             both, first = linear.whole(job), len(job.parts["train"])
             order = torch.randperm(first, generator=seeded(run.plan.seed, name, "refit")).tolist()

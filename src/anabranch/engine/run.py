@@ -40,6 +40,7 @@ class Run:
     gated: list[Bank] = field(default_factory=list)  # of the shared rung: the same banks, unless the gate routes over many slots
     jobs: dict[str, Job] = field(default_factory=dict)
     rungs: dict[str, list[Rung]] = field(default_factory=dict)
+    few: dict[str, Rung] = field(default_factory=dict)  # what answers for tasks of few rows, chosen without a validation split
     own_slots: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # each task's best numbers
     took: dict[str, float] = field(default_factory=dict)
     own: dict[str, float] = field(default_factory=dict)  # seconds of each task

@@ -246,7 +246,7 @@ class Trainer:
                     was = apply(work[j][0].start, inputs(job, rows[j], frozen(self.features, job), counts, d))
                     out[j] = job.kind.drift(apply(heads[j], x), was).mean()
                 else:
-                    out[j] = job.kind.loss(apply(heads[j], x), y, counts).mean()
+                    out[j] = self.loss(job, heads[j], x, y, counts)
                     out[j] = out[j] + more.get(slots[j], 0.0) / sum(map(len, rows[j]))
         self.adapted.seen = None
         for j in range(len(work)):
@@ -254,6 +254,10 @@ class Trainer:
                 asked = [work[j][0].job.parts["train"].units[r][0] for r in work[j][1]]
                 out[j] = said(self.features, self.adapted, work[j][0].job, asked, slots[j], self.routes)
         return [out[j] for j in range(len(work))]
+
+    def loss(self, job: Job, head: Head, x: Tensor, y: Any, counts: Sequence[int]) -> Tensor:
+        """The mean loss of one task's rows, x their inputs of the head."""
+        return job.kind.loss(apply(head, x), y, counts).mean()
 
     def update(self, learner: Learner, grads: dict[str, Tensor], still: Set[str] = frozenset()) -> None:
         """Clipped Adam (Kingma and Ba 2015, arXiv:1412.6980) on one learner's numbers; in ``still``, a zero gradient stays."""
