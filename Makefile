@@ -2,14 +2,16 @@
 # make test    lint, types, layout, tests
 # make shapes  the tests once more, with every annotated tensor shape checked as it passes (slow)
 # make docs    the generated pages anew      make speed    the benchmarks of speed/, one after another
+# make soak    hours of faults: 10,000 examples of every fuzz test, 100 kills, 100,000 requests; a part: make soak SHARE=0.05
 # Another Python: make test PYTHON=python3.12
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+SHARE ?= 1
 EXTRAS_demo := embedded
 EXTRAS_test := embedded,serve,dev
 
-.PHONY: demo test shapes speed docs constraints
+.PHONY: demo test shapes speed soak docs constraints
 .SILENT:
 
 demo: .venv/demo.stamp
@@ -26,10 +28,16 @@ shapes: .venv/test.stamp
 
 docs: .venv/test.stamp
 	$(BIN)/python -m anabranch.report.families
+	$(BIN)/python -m anabranch.report.overview
+	$(BIN)/python -m anabranch.report.deltas
 	$(BIN)/python -m anabranch.atlas.docs
 
 speed: .venv/test.stamp
 	for script in $(wildcard speed/[a-z]*.py); do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+soak: .venv/test.stamp
+	ANABRANCH_SOAK=$(SHARE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto tests/faults
+	$(BIN)/python speed/serve.py --soak $$($(BIN)/python -c 'print(round(100_000 * $(SHARE)))')
 
 # A stamp is newer than what it was installed from, so that a second run installs nothing. torch comes first and alone:
 # whichever build of it this machine's index offers (CPU or GPU), nothing later replaces it. Bytecode is compiled on use.

@@ -3,8 +3,12 @@
     python speed/merge.py [--peer PYTHON] [--millions 320] [--models 4] [--methods linear,task_arithmetic,ties,dare_ties]
 
 Folders of a Llama's shape in bf16: a base, and models that differ from it by noise. Each method is one mergekit file, which
-both run in a fresh process in turn, --reps times each; counted is the merge itself, not the imports, in GB/s of what is
-read. ``folder`` rows: our own method of the same name on the same folders, as `anabranch merge BASE --models ...` runs it.
+both run in a fresh process in turn, --reps times each; counted is the merge itself, not the imports, in GB/s of what is read,
+and the memory behind no file that it takes at most on top of the imports. ``folder`` rows: our own method of the same name on
+the same folders, as `anabranch merge BASE --models ...` runs it. ``ceiling``: GB/s of reading the same files and writing one
+of them, and nothing else; ``differs``: |ours - theirs| / |theirs - base| in one tensor (what is drawn at random differs, and
+which of equal numbers are trimmed: differences of bf16 have many equals). We compute in fp32 and wait for the disk at the end,
+mergekit computes in bf16 and does not wait.
 --peer: the python of an environment with mergekit (the same torch); without it only our own numbers are shown.
 """
 
@@ -21,24 +25,32 @@ import _bench as bench
 
 OURS = """
 import json, sys, time
+import _bench
 from anabranch.engine.checkpoint import merge_folders
 from anabranch.engine.mergekit import merge_yaml
 plan, out, folders, spec = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
-start = time.perf_counter()
-merge_folders(folders[0], folders[1:], spec, out) if spec else merge_yaml(plan, out)
-print(json.dumps({"seconds": time.perf_counter() - start}))
+before = _bench.anonymous()
+with _bench.peak() as most:
+    start = time.perf_counter()
+    merge_folders(folders[0], folders[1:], spec, out) if spec else merge_yaml(plan, out)
+    seconds = time.perf_counter() - start
+print(json.dumps({"seconds": seconds, "peak": most[0] - before}))
 """
 THEIRS = """
 import json, sys, time
+import _bench
 import yaml
 from mergekit.config import MergeConfiguration
 from mergekit.merge import MergeOptions, run_merge
 options = MergeOptions(copy_tokenizer=False, quiet=True, write_model_card=False)
 with open(sys.argv[1]) as file:
     plan = MergeConfiguration.model_validate(yaml.safe_load(file))
-start = time.perf_counter()
-run_merge(plan, sys.argv[2], options)
-print(json.dumps({"seconds": time.perf_counter() - start}))
+before = _bench.anonymous()
+with _bench.peak() as most:
+    start = time.perf_counter()
+    run_merge(plan, sys.argv[2], options)
+    seconds = time.perf_counter() - start
+print(json.dumps({"seconds": seconds, "peak": most[0] - before}))
 """
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {  # of a model, of the merge, of our folder
     "linear": ({"weight": 1.0}, {}, "mean"),
@@ -47,6 +59,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {  # of a model
     "dare_ties": ({"weight": 1.0, "density": 0.5}, {"normalize": True}, {"dare_ties": {"density": 0.5, "scale": 1.0}}),
 }
 FULL = 320  # millions
+SAMPLE = "model.layers.0.mlp.up_proj.weight"
 
 
 def shape(millions: int) -> dict[str, int]:
@@ -98,14 +111,46 @@ def plan(where: Path, method: str, made: list[Path]) -> Path:
     return where / f"{method}.yml"
 
 
-def once(python: str, code: str, where: Path, file: Path, made: list[Path], spec: Any) -> float:
-    out = where / "out"
+def once(python: str, code: str, where: Path, file: Path, made: list[Path], spec: Any) -> tuple[dict[str, float], Any]:
+    """Seconds and peak bytes; and a sample of what came out."""
+    out, path = where / "out", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run([python, "-c", code, str(file), str(out), json.dumps([str(m) for m in made]), json.dumps(spec)],
-                          capture_output=True, text=True, env=os.environ)  # fmt: skip
-    shutil.rmtree(out, ignore_errors=True)
+                          capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})  # fmt: skip
     if done.returncode:
         sys.exit(f"{python} failed:\n{done.stderr[-3000:]}")
-    return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+    some = sample(out)
+    shutil.rmtree(out)
+    return json.loads(done.stdout.splitlines()[-1]), some
+
+
+def sample(folder: Path) -> Any:
+    """A whole tensor of a folder, in fp32."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            if SAMPLE in file.keys():  # noqa: SIM118
+                return file.get_tensor(SAMPLE).float()
+    return sys.exit(f"{folder} has no {SAMPLE}")
+
+
+def ceiling(made: list[Path], where: Path) -> float:
+    """Gigabytes a second of reading all folders' weights, and writing as much as one of them."""
+    buffer, total, out = bytearray(1 << 23), 0, where / "copy"
+    with out.open("wb") as copy:
+
+        def through() -> None:
+            nonlocal total
+            for folder in made:
+                with (folder / "model.safetensors").open("rb") as file:
+                    while n := file.readinto(buffer):
+                        total += n
+                        if folder == made[0]:
+                            copy.write(memoryview(buffer)[:n])
+
+        took = bench.timed(through)[0]
+    out.unlink()
+    return total / took / 1e9
 
 
 def main() -> None:
@@ -114,7 +159,7 @@ def main() -> None:
     ask.add_argument("--millions", type=int, default=FULL, help="parameters of a model; fewer where disk or memory is short")
     ask.add_argument("--models", type=int, default=4)
     ask.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
-    ask.add_argument("--reps", type=int, default=3)
+    ask.add_argument("--reps", type=int, default=5)
     ask.add_argument("--where", type=Path, default=Path(tempfile.gettempdir()), help="a folder of the disk to work on")
     a = ask.parse_args()
     peer = a.peer
@@ -129,23 +174,36 @@ def main() -> None:
             bench.told(f"{a.millions} million parameters do not fit here; {millions} million instead")
         made, size = folders(where, millions, a.models)
         bench.told(f"{a.models} models and a base of {size / 2e6:.0f} million parameters, {size / 1e6:.0f} MB each")
+        os.sync()
+        facts["ceiling"] = top = round(max(ceiling(made, where) for _ in range(3)), 3)
+        base = sample(made[0])
         for method in a.methods:
-            file, took = plan(where, method, made), dict[str, list[float]](file=[], folder=[], mergekit=[])
-            read = size * (a.models + (method != "linear")) / 1e9
-            for _ in range(a.reps):
-                took["file"].append(once(sys.executable, OURS, where, file, made, None))
-                took["folder"].append(once(sys.executable, OURS, where, file, made, METHODS[method][2]))
-                if peer:
-                    took["mergekit"].append(once(peer, THEIRS, where, file, made, None))
-            found[method] = {way: {"seconds": [round(s, 3) for s in taken], "gigabytes_per_second": round(read / min(taken), 3)}
-                             for way, taken in took.items() if taken}  # fmt: skip
+            file, read = plan(where, method, made), size * (a.models + (method != "linear")) / 1e9
+            ways = {"file": (sys.executable, OURS, None), "folder": (sys.executable, OURS, METHODS[method][2])}
+            ways |= {"mergekit": (peer, THEIRS, None)} if peer else {}
+            took: dict[str, list[float]] = {way: [] for way in ways}
+            peaks, some = dict.fromkeys(ways, 0.0), dict[str, Any]()
+            for i in range(a.reps):
+                for way in list(ways) if i % 2 else list(ways)[::-1]:  # so that a slow moment meets all of them alike
+                    python, code, spec = ways[way]
+                    measured, some[way] = once(python, code, where, file, made, spec)
+                    took[way].append(measured["seconds"])
+                    peaks[way] = max(peaks[way], measured["peak"])
+            found[method] = {way: {"seconds": [round(s, 3) for s in taken], "gigabytes_per_second": round(read / min(taken), 3),
+                                   "of_ceiling": round(read / min(taken) / top, 3), "peak_megabytes": round(peaks[way] / 1e6)}
+                             for way, taken in took.items()}  # fmt: skip
+            if peer:
+                far = (some["file"] - some["mergekit"]).norm() / (some["mergekit"] - base).norm()
+                found[method]["differs"] = round(float(far), 4)
             for way in ("file", "folder"):
                 ratio = bench.ratio(took["mergekit"], took[way]) if peer else {}
                 found[method][way]["times_as_fast"] = ratio
                 rows.append([f"{method} {way}", min(took[way]), found[method][way]["gigabytes_per_second"],
-                             min(took["mergekit"]) if peer else None, ratio.get("median"), ratio.get("least")])  # fmt: skip
+                             found[method][way]["of_ceiling"], found[method][way]["peak_megabytes"],
+                             min(took["mergekit"]) if peer else None, ratio.get("median"), ratio.get("low"),
+                             ratio.get("high")])  # fmt: skip
             bench.told(f"{method}: {found[method]}")
-    bench.table(["method", "s", "GB/s", "mergekit s", "times, median", "times, least"], rows)
+    bench.table(["method", "s", "GB/s", "of ceiling", "peak MB", "mergekit s", "times, median", "low", "high"], rows)
     bench.emit("merge", machine=facts, load_after=os.getloadavg()[0], millions=round(size / 2e6), models=a.models, reps=a.reps,
                found=found)  # fmt: skip
 

@@ -57,7 +57,7 @@ def bundle(place: Path, tasks: dict[str, str], dtype: str) -> Path:
     from anabranch.core.names import make
     from anabranch.core.site import find
     from anabranch.engine import store
-    from anabranch.engine.model import backbone_of
+    from anabranch.engine.backbone import backbone_of
     from anabranch.task import kind as kinds
 
     f, folder = backbone_of("minilm", dtype), place / "bundle"

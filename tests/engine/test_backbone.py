@@ -8,8 +8,7 @@ import pytest
 import torch
 from engine import _tiny as tiny
 
-from anabranch.engine.backbone import LONGEST, bucket, load
-from anabranch.engine.model import backbone_of
+from anabranch.engine.backbone import LONGEST, backbone_of, bucket, load
 from anabranch.errors import InputError, WorkError
 
 WORD = {w: i for i, w in enumerate(tiny.WORDS)}

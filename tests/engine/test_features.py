@@ -12,9 +12,8 @@ from engine import _tiny as tiny
 from anabranch.core.adapt import Adapted
 from anabranch.core.route import Route
 from anabranch.engine import features as module
-from anabranch.engine.backbone import Backbone
+from anabranch.engine.backbone import Backbone, backbone_of
 from anabranch.engine.features import Features
-from anabranch.engine.model import backbone_of
 
 
 @pytest.fixture(autouse=True)

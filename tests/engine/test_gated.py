@@ -2,11 +2,16 @@
 
 import pytest
 from engine import _tiny as tiny
+from torch import Generator
 
 import anabranch.engine.result as result
-from anabranch.core.names import every, find
+from anabranch.core.bank import Bank
+from anabranch.core.names import every, find, make
+from anabranch.core.site import find as find_sites
+from anabranch.engine.backbone import load as load_backbone
 from anabranch.engine.cache import read_json
 from anabranch.engine.model import load
+from anabranch.engine.share import fitting
 from anabranch.errors import InputError
 
 NAMES = ("classify", "pair", "regress")
@@ -40,6 +45,28 @@ def test_a_gate_by_its_keyword(tmp_path, monkeypatch, gate):
         assert value == pytest.approx(found["tasks"][name]["shared"], abs=1e-6), name
 
 
+OF_TOKENS = [("prompt", "mixda"), ("prefix", "task_aware"), ("deep_prompt", {"phatgoose": {"top": 2}})]
+
+
+@pytest.mark.parametrize(("delta", "gate"), OF_TOKENS)
+def test_a_gate_of_tokens_is_refused_where_the_delta_brings_tokens_of_its_own(tmp_path, delta, gate):
+    plan = tiny.plan(tiny.home() / "bert", tiny.home() / "data", NAMES, delta=delta, gate=gate)
+    name = next(iter(gate)) if isinstance(gate, dict) else gate
+    with pytest.raises(
+        InputError, match=f"gate {name} weighs the text's tokens one by one, and delta {delta} adds tokens .* learned"
+    ):
+        tiny.fit(plan, tmp_path / "run")
+    assert not (tmp_path / "run" / "work" / "features").exists()  # said before anything heavy
+
+
+@pytest.mark.parametrize("gate", ["learned", "moore", {"mhr": {"slots": 2}}])
+@pytest.mark.parametrize("door", ["prompt", "prefix"])
+def test_a_gate_of_rows_or_parameters_suits_every_door(door, gate):
+    delta, f = make("delta", door), load_backbone(str(tiny.home() / "bert")).f
+    bank = Bank.make(delta, make("gate", gate), find_sites(f, delta.at), Generator(), routes=4)
+    assert fitting(bank) is bank
+
+
 @pytest.mark.parametrize("delta", every("delta"))
 def test_a_delta_by_its_keyword(tmp_path, monkeypatch, delta):
     kind = find(f"delta.{delta}")
@@ -60,7 +87,38 @@ def test_a_balancer_by_its_keyword(tmp_path, monkeypatch, balance):
     assert {n: t["shared"] for n, t in again["tasks"].items()} == {n: t["shared"] for n, t in found["tasks"].items()}
 
 
-@pytest.mark.parametrize("balance", ["visatb", "stg_mtl"])
-def test_a_balance_of_several_trainings_says_so(tmp_path, monkeypatch, balance):
-    with pytest.raises(InputError, match="trains several times"):
-        fitted(tmp_path, monkeypatch, "shared", balance=balance)
+@pytest.mark.parametrize("balance", ["visatb", "covalign_mtl", {"stg_mtl": {"clusters": 2}}])
+def test_a_balance_of_several_trainings_by_its_keyword(tmp_path, monkeypatch, balance):
+    found, model = fitted(tmp_path, monkeypatch, "shared", balance=balance)
+    clusters = read_json(tmp_path / "run" / "bundle" / "bundle.json")["shared"].get("slots", 1)
+    assert clusters == (2 if isinstance(balance, dict) else 1)
+    for name, value in measured(model).items():
+        assert value == pytest.approx(found["tasks"][name]["shared"], abs=1e-6), name
+    again = tiny.fit(read_json(tmp_path / "run" / "plan.json"), tmp_path / "run", resume=True)
+    assert {n: t["shared"] for n, t in again["tasks"].items()} == {n: t["shared"] for n, t in found["tasks"].items()}
+
+
+def test_losses_of_the_balancers_own_by_its_keyword(tmp_path, monkeypatch):
+    plan = tiny.plan(tiny.home() / "bert", tiny.home() / "data", ("retrieve", "pair")) | {"stages": EVERY, "balance": "codiemb"}
+    with tiny.quick(4):
+        found = tiny.fit(plan, tmp_path / "run")
+    assert all(t["shared"] is not None for t in found["tasks"].values())
+
+
+def test_terms_are_for_tasks_that_share_texts(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="pair, .*share 0 in training|share texts"):
+        fitted(tmp_path, monkeypatch, "shared", balance="rep_mtl")
+    data = tmp_path / "data"
+    for name in ("colour", "length"):
+        rows = tiny.rows("classify", 112)
+        labels = [r["label"] if name == "colour" else ["short", "long"][len(r["text"].split()) > 4] for r in rows]
+        made = [r | {"label": y} for r, y in zip(rows, labels, strict=True)]
+        for split, part in (("train", made[:64]), ("valid", made[64:88]), ("test", made[88:])):
+            tiny.lines(data / name / f"{split}.jsonl", part)
+    monkeypatch.setattr(result, "choose", lambda job, rungs, seed: next(r for r in rungs if r.name == "shared"))
+    plan = tiny.plan(tiny.home() / "bert", data, ("colour", "length")) | {"stages": EVERY, "balance": "rep_mtl"}
+    with tiny.quick(4):
+        found = tiny.fit(plan, tmp_path / "shared")
+    model = load(tmp_path / "shared")
+    for name, scores in model.evaluate(data).items():
+        assert scores["score"] == pytest.approx(found["tasks"][name]["shared"], abs=1e-6)

@@ -14,9 +14,10 @@ from anabranch.core.names import every, make
 from anabranch.core.route import Route
 from anabranch.core.site import find
 from anabranch.engine import exchange, store
+from anabranch.engine.backbone import backbone_of
 from anabranch.engine.experts import together
 from anabranch.engine.library import Library
-from anabranch.engine.model import backbone_of, load
+from anabranch.engine.model import load
 from anabranch.errors import InputError
 
 SITES = ["attention.query[-1:]", "attention.value[-1:]"]

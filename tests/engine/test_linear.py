@@ -10,9 +10,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.multioutput import MultiOutputClassifier
 
 from anabranch.engine import linear
+from anabranch.engine.backbone import backbone_of
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, apply, fresh, job_of
-from anabranch.engine.model import backbone_of
 from anabranch.task import kind as kinds
 from anabranch.task.data import load_task
 from anabranch.task.plan import TaskSpec

@@ -9,7 +9,8 @@ import pytest
 import torch
 from engine import _tiny as tiny
 
-from anabranch.engine.model import Model, backbone_of, load
+from anabranch.engine.backbone import backbone_of
+from anabranch.engine.model import Model, load
 from anabranch.errors import InputError
 
 ROWS = {kind: tiny.rows(kind, 12, seed=9) for kind in tiny.KINDS}

@@ -12,8 +12,9 @@ from engine import _tiny as tiny
 
 from anabranch.core.names import every
 from anabranch.engine import cache, store
+from anabranch.engine.backbone import backbone_of
 from anabranch.engine.cache import digest, read_json
-from anabranch.engine.model import backbone_of, load
+from anabranch.engine.model import load
 from anabranch.errors import InputError, WorkError
 
 

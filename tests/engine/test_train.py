@@ -11,9 +11,9 @@ from torch.nn.functional import cross_entropy
 
 from anabranch.core.adapt import Adapted
 from anabranch.engine import linear, train
+from anabranch.engine.backbone import backbone_of
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, job_of
-from anabranch.engine.model import backbone_of
 from anabranch.engine.passes import encode, learned, said, seeded
 from anabranch.engine.train import Learner, Trainer
 from anabranch.task.data import load_task

@@ -5,7 +5,8 @@ Three forms, told apart by the first parameter's name. ``rows``: a combine, (row
 merge, (trees, look) -> a tree or one per task; key "" may hold what is done to the pooled features.
 A file may say ``takes = (least, most)`` where its method is only for some numbers of tasks: then others must be refused.
 Promises: "identity" equal tasks merge to themselves; "order" of the tasks is free; "scale" merge(c d) = c merge(d), c > 0;
-"shape" a matrix is merged as the vector of its entries is.
+"shape" a matrix is merged as the vector of its entries is; "entries" so is any piece of it, given what ``whole`` holds of all
+of it; "linear" the merge is a weighted sum of the rows, by weights that are those of the identity matrix.
 """
 
 import inspect
@@ -28,7 +29,7 @@ from anabranch.errors import InputError
 from anabranch.merge._look import Look
 from anabranch.types import edges
 
-WORDS_OF_PROMISE = {"identity", "order", "scale", "shape"}
+WORDS_OF_PROMISE = {"entries", "identity", "linear", "order", "scale", "shape"}
 
 
 def form(family: str, name: str) -> str:
@@ -130,6 +131,19 @@ def test_shape_is_free(family: str, name: str, case: str) -> None:
     rows = HARD[case]
     folded = rows.view(len(rows), 1, -1, 1)
     torch.testing.assert_close(call(family, name, folded).flatten(), call(family, name, rows))
+
+
+@pytest.mark.parametrize(("family", "name", "case"), [c for c in cases("entries") if HARD[c[2]].ndim == 2])
+def test_pieces_of_a_tensor_are_merged_as_the_whole(family: str, name: str, case: str) -> None:
+    rows, whole = HARD[case], whole_of(HARD[case])
+    pieces = torch.cat([call(family, name, piece, whole) for piece in rows.split(7, 1)])
+    similar(pieces, call(family, name, rows, whole), rows, 1e-6)
+
+
+@pytest.mark.parametrize(("family", "name", "case"), [c for c in cases("linear") if HARD[c[2]].ndim == 2])
+def test_a_weighted_sum_has_the_weights_of_the_identity(family: str, name: str, case: str) -> None:
+    rows = HARD[case]
+    similar(call(family, name, torch.eye(len(rows))) @ rows, call(family, name, rows), rows)
 
 
 @pytest.mark.parametrize(("family", "name", "case"), cases("scale"))

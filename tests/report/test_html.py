@@ -39,7 +39,8 @@ def many(n: int) -> dict[str, Any]:
 
 def written(place: Path, results: Any) -> str:
     place.mkdir(exist_ok=True)
-    (place / "results.json").write_text(json.dumps(results))
+    plain = {name: value for name, value in results.items() if name != "sum"}  # it is that of what a fit wrote
+    (place / "results.json").write_text(json.dumps(plain))
     return html.write(place).read_text(encoding="utf-8")
 
 

@@ -49,6 +49,27 @@ def test_results_repeat_what_is_odd_about_the_data():
     assert "intent: duplicates: 3 (first: a[0].csv, line 4)" in text(table.results(odd))
 
 
+def test_a_gate_tells_how_much_of_each_slot_a_task_takes():
+    gates = {
+        "measure": "mean weight",
+        "tasks": ["intent", "mood [x]"],
+        "slots": ["slot 1", "slot 2"],
+        "weights": [[0.75, 0.25], [0, 1]],
+    }
+    shown = text(table.results(RESULTS | {"gates": gates}))
+    assert line(shown, "weights") == ["weights", "slot", "1", "slot", "2"] and "mean weight" in shown
+    assert "weights" not in text(table.results(RESULTS))
+    rows = [found.split() for found in shown.splitlines() if found.startswith(("intent", "mood"))][-2:]
+    assert rows == [["intent", "0.750", "0.250"], ["mood", "[x]", "0.000", "1.000"]]
+
+
+def test_of_many_slots_a_task_shows_those_that_it_uses_most():
+    slots, weights = [f"e{i}" for i in range(20)], [0.004] * 18 + [0.2, 0.728]
+    gates = {"measure": "mean weight", "tasks": ["intent"], "slots": slots, "weights": [weights]}
+    assert table.most_used(weights, slots) == [("e19", 0.728), ("e18", 0.2)]
+    assert "e19 0.73, e18 0.20" in text(table.results(RESULTS | {"gates": gates}))
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_numbers_survive_a_narrow_terminal(width: int):
     shown = text(table.results(RESULTS), width)

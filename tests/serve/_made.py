@@ -13,7 +13,7 @@ from anabranch.core.bank import Bank
 from anabranch.core.names import make
 from anabranch.core.site import find
 from anabranch.engine import store
-from anabranch.engine.model import backbone_of
+from anabranch.engine.backbone import backbone_of
 from anabranch.task import kind as kinds
 
 AT = ["attention.query[-1:]", "attention.value[-1:]"]

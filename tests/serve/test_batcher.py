@@ -10,7 +10,8 @@ import pytest
 from engine import _tiny as tiny
 from serve import _made as made
 
-from anabranch.engine.model import Model, load, twin
+from anabranch.engine.backbone import twin
+from anabranch.engine.model import Model, load
 from anabranch.errors import InputError, WorkError
 from anabranch.serve import batcher as batching
 from anabranch.serve.batcher import Batcher, Unknown

@@ -12,8 +12,9 @@ from engine import _tiny as tiny
 from serve import _made as made
 
 from anabranch.engine import store
+from anabranch.engine.backbone import twin
 from anabranch.engine.cache import read_json, write_json, write_tensors
-from anabranch.engine.model import Model, load, twin
+from anabranch.engine.model import Model, load
 from anabranch.errors import InputError
 from anabranch.serve import upload
 
@@ -195,7 +196,7 @@ def test_tensors_that_are_damaged_or_not_finite_are_refused(run, one, tmp_path):
     parts, sick_head = store.parts_of(folder, bundle["tasks"]["new"]["file"]), {"b": torch.full((3,), float("nan"))}
     bundle["tasks"]["new"] = store.save_task(folder, bundle["tasks"]["new"], parts.slot, parts.head | sick_head, parts.post)
     store.save(folder, bundle)
-    with pytest.raises(InputError, match="no task that works here: ValueError"):
+    with pytest.raises(InputError, match="the archive: task new: its stored delta or head holds NaN"):
         put(run, live, made.zipped(sick), "new")
     assert set(live.served) == set(TASKS)
 

@@ -60,7 +60,7 @@ def minilm() -> MiniLM | None:
         hub.disable_progress_bar()
         try:
             tokenizer = AutoTokenizer.from_pretrained(home, local_files_only=True)
-            model = AutoModel.from_pretrained(home, local_files_only=True).eval()
+            model = AutoModel.from_pretrained(home, local_files_only=True, use_safetensors=True).eval()
         finally:
             if bars:
                 hub.enable_progress_bar()

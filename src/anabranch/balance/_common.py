@@ -5,6 +5,7 @@ belongs to one task has the key ``kind:task``, so tasks may come and go between 
 """
 
 import inspect
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -70,6 +71,12 @@ def inner(spec: Any) -> Balancer:
     if first == "train":
         raise InputError(f"{spec!r} trains several times, so it cannot be used inside another balancer")
     return method if first == "state" else lift(method)
+
+
+def linear(spec: Any) -> bool:
+    """Whether a balancer is a constant weighted sum of the rows, as its file promises: A(G) = A(I) G."""
+    method = make("balance", spec)
+    return "linear" in vars(sys.modules[getattr(method, "__wrapped__", method).__module__]).get("promises", ())
 
 
 def within(spec: Any, state: State, place: str, point: Point) -> tuple[Tensor | None, dict[str, Any]]:

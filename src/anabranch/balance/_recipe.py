@@ -1,4 +1,4 @@
-"""What methods of several training runs ask of the engine."""
+"""What methods of several training runs ask of the engine; of ``truth`` only where their file says needs = {"truth"}."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +11,7 @@ class Run(NamedTuple):
 
     slot: Any  # as the engine keeps it
     scores: dict[str, float]  # of every task on its validation rows, higher is better; also of tasks that had weight 0
-    truth: dict[str, Tensor]  # [passes, rows] probability of each training row's true label after each pass
+    truth: dict[str, Tensor]  # [passes, rows] likelihood of each training row's label after each pass: exp(-its loss)
 
 
 class Train(Protocol):

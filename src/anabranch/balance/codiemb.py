@@ -18,6 +18,7 @@ from anabranch.balance._common import State, gradients, keep, recall
 from anabranch.core.balance import Point
 
 rows = ("codiemb",)
+together = 1  # tasks in one step
 TAU = 0.05
 
 

@@ -7,7 +7,7 @@ It differs from ``mean`` by the factor t only.
 
 from torch import Tensor
 
-promises = frozenset({"order", "scale"})
+promises = frozenset({"linear", "order", "scale"})
 
 
 def equal(rows: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ t counts the tasks.
 
 from torch import Tensor
 
-promises = frozenset({"identity", "order", "scale"})
+promises = frozenset({"identity", "linear", "order", "scale"})
 
 
 def mean(rows: Tensor) -> Tensor:

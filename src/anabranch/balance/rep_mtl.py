@@ -5,7 +5,8 @@
     csa = -mean_bt log( exp(cos(A_b, M_bt) / tau) / sum_{k != b} exp(cos(A_b, A_k) / tau) ),  M_bt = S_bt S_bt^T, A_b = sum_t M_bt
     g = A(g_1 ... g_T) + tsr weight * d tsr / d theta + csa weight * d csa / d theta
 
-For tasks that share texts, row for row. ``tsr``, ``csa``: weights of the two terms. ``inner``: the balancer A of the tasks' rows.
+For tasks that share texts, row for row. ``tsr``, ``csa``: weights of the two terms. ``inner``: the balancer A of the tasks' rows;
+where it is linear, the weighted sum of losses and terms goes back through f once.
 """
 
 from collections.abc import Mapping
@@ -14,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anabranch.balance._common import State, gradients, within
+from anabranch.balance._common import State, gradients, linear, within
 from anabranch.core.balance import Point
 from anabranch.core.delta import At
+from anabranch.core.names import make
 from anabranch.errors import InputError
 from anabranch.types import NonNegative
 
@@ -27,9 +29,15 @@ TAU = 0.1
 def rep_mtl(
     state: State, point: Point, *, inner: Any = "equal", tsr: NonNegative = 0.1, csa: NonNegative = 0.1
 ) -> tuple[Tensor | None, dict[str, Any]]:
-    grads, weights = gradients(point), {"term:tsr": tsr, "term:csa": csa}
+    weights = {"term:tsr": tsr, "term:csa": csa}
     own = [i for i, name in enumerate(point.names) if name not in weights]
-    tasks = Point(point.theta, lambda p: point.losses(p)[own], lambda _: grads[own], [point.names[i] for i in own])
+    losses = point.losses(point.theta)
+    if losses.requires_grad and linear(inner):  # one way back for the weighted sum instead of one for each row
+        w = torch.tensor([weights.get(name, 0.0) for name in point.names])
+        w[own] = make("balance", inner)(torch.eye(len(own)))
+        return torch.autograd.grad(w @ losses, point.theta, retain_graph=True)[0], dict(state or {})
+    grads = gradients(point)
+    tasks = Point(point.theta.detach(), lambda p: point.losses(p)[own], lambda _: grads[own], [point.names[i] for i in own])
     direction, held = within(inner, state, "inner", tasks)
     terms = [weights[name] * g for name, g in zip(point.names, grads, strict=True) if name in weights]
     return (None if direction is None else sum(terms, start=direction)), held

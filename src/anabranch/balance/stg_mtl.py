@@ -21,6 +21,7 @@ from anabranch.errors import InputError
 from anabranch.types import Count
 
 rows = ("stg-mtl",)
+needs = frozenset({"truth"})
 LEAST = 0.01  # membership below which a task is left out of a cluster's run
 
 

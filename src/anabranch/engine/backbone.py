@@ -1,9 +1,10 @@
 """f with its tokenizer: loading by name, folder or hub id; texts to tokens; tokens to features."""
 
+import copy
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from anabranch.core.names import every, find
-from anabranch.core.site import blocks, width
+from anabranch.core.site import blocks, clone, width
 from anabranch.engine.cache import checksum
 from anabranch.errors import InputError, WorkError, nearest
 from anabranch.task.kind._base import Unit
@@ -141,7 +142,8 @@ def load(name: str = "minilm", dtype: torch.dtype | None = None) -> Backbone:
         config = AutoConfig.from_pretrained(folder, local_files_only=local)
         causal = any("CausalLM" in a or "LMHead" in a for a in getattr(config, "architectures", None) or ())
         build = AutoModelForCausalLM if causal else AutoModel
-        f = build.from_pretrained(folder, local_files_only=local, attn_implementation="eager", dtype=dtype or torch.float32)
+        how = {"attn_implementation": "eager", "dtype": dtype or torch.float32, "use_safetensors": True}  # never a pickle
+        f = build.from_pretrained(folder, local_files_only=local, **how)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local)
     except (OSError, ValueError) as error:
         hint = nearest(name, every("backbone"))
@@ -174,3 +176,24 @@ def _pool(folder: Path, causal: bool) -> str:
 
 def _first(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+
+
+def twin(backbone: Backbone) -> Backbone:
+    """The same weights behind hooks and a tokenizer of their own, for another thread."""
+    other = replace(backbone, f=clone(backbone.f), tokenizer=copy.deepcopy(backbone.tokenizer))
+    vars(other)["fingerprint"] = backbone.fingerprint  # that of fp32, whatever the type is now
+    return other
+
+
+_BACKBONES: dict[tuple[str, str], Backbone] = {}
+
+
+def backbone_of(name: str, dtype: str) -> Backbone:
+    """Loaded once per process and type; the fingerprint is taken in fp32."""
+    key = (name, dtype)
+    if key not in _BACKBONES:
+        backbone = load(name)
+        _ = backbone.fingerprint
+        backbone.f.to(getattr(torch, dtype))
+        _BACKBONES[key] = backbone
+    return _BACKBONES[key]

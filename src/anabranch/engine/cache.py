@@ -72,6 +72,23 @@ def read_json(path: Path) -> Any:
         raise WorkError(f"{path} is damaged ({error}); delete it, or restore it from a copy") from None
 
 
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object and its checksum, as :func:`read_sealed` wants to find it."""
+    body = {k: v for k, v in value.items() if k != "sum"}
+    return body | {"sum": digest(json.loads(json.dumps(body)))}  # as a reader will find it: all keys are strings
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """An object without its checksum; WorkError where it does not fit. One without any is an older version's."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise WorkError(f"{path} is damaged (no JSON object); delete it, or restore it from a copy")
+    said = found.pop("sum", None)
+    if said is not None and said != digest(found):
+        raise WorkError(f"{path} is damaged: its checksum does not fit its content; delete it, or restore it from a copy")
+    return found
+
+
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", note: Mapping[str, Any] | None = None) -> Path:
     """safetensors whose header holds a JSON note and a checksum of tensors and note."""
     from safetensors.torch import save_file

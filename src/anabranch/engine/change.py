@@ -10,7 +10,7 @@ from anabranch.core.bank import Bank
 from anabranch.core.names import make
 from anabranch.engine import exchange, store
 from anabranch.engine.algebra import merge as merge_slots
-from anabranch.engine.cache import read_json, write_json
+from anabranch.engine.cache import read_sealed, sealed, write_json
 from anabranch.engine.fit import fit
 from anabranch.engine.model import Model, load
 from anabranch.engine.run import Told
@@ -126,6 +126,7 @@ def merge(run: Path, method: str | dict[str, Any], *, tasks: Sequence[str] | Non
     mean = {k: sum(t[k] for t in found.values()) / max(1, len(found)) for k in ("single", "merged")}
     answer = {"tasks": found, "mean_single": mean["single"], "mean_merged": mean["merged"],
               "kilobytes_saved": round((old - store.size(packed)) / 1000, 1), "bundle": str(out.parent)}  # fmt: skip
+    answer = sealed(answer)
     write_json(run / name / "results.json", answer)
     return answer
 
@@ -140,7 +141,7 @@ def together(model: Model, slots: dict[str, int], combine: Any) -> Bank:
 
 
 def _test(model: Model, name: str, plan: Any) -> float:
-    from anabranch.engine.model import dicts
+    from anabranch.engine.given import dicts
     from anabranch.task.data import load_task
     from anabranch.task.metrics import score
 
@@ -170,7 +171,8 @@ def export(run: Path, task: str, out: Path, form: str = "merged") -> dict[str, A
 def _retold(run: Path, more: dict[str, Any], gone: Sequence[str]) -> dict[str, Any]:
     """results.json with tasks added and dropped."""
     path = run / "results.json"
-    results: dict[str, Any] = read_json(path) if path.exists() else {"format": 1, "tasks": {}}
+    results: dict[str, Any] = read_sealed(path) if path.exists() else {"format": 1, "tasks": {}}
     results["tasks"] = {n: t for n, t in (results["tasks"] | more).items() if n not in gone}
+    results = sealed(results)
     write_json(path, results)
     return results

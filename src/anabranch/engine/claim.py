@@ -25,7 +25,7 @@ from typing import Any
 from anabranch import __version__
 from anabranch.atlas.rows import row, rows
 from anabranch.atlas.status import HOME, claim_of
-from anabranch.engine.cache import cache_dir, read_json, write_json
+from anabranch.engine.cache import cache_dir, read_sealed, sealed, write_json
 from anabranch.errors import InputError, WorkError, nearest
 
 CLAIMS = HOME / "claims"
@@ -61,7 +61,7 @@ def run(id: str, seeds: int = 3, data: Path | None = None, jobs: int = 1, fresh:
     found: dict[int, dict[str, Any]] = {}
     for seed in range(seeds):
         try:
-            found[seed] = {} if fresh else read_json(place / f"{seed}.json")
+            found[seed] = {} if fresh else read_sealed(place / f"{seed}.json")
         except FileNotFoundError:
             found[seed] = {}
         except WorkError as error:
@@ -69,7 +69,7 @@ def run(id: str, seeds: int = 3, data: Path | None = None, jobs: int = 1, fresh:
             found[seed] = {}
     todo = [seed for seed in range(seeds) if "numbers" not in found[seed]]
     for seed, measured in _measured(id, todo, data, jobs):
-        write_json(place / f"{seed}.json", measured)
+        write_json(place / f"{seed}.json", sealed(measured))
         found[seed] = measured
         told(f"{id}, seed {seed}: {measured['seconds']:.0f} s")
     return judged(id, [found[seed] for seed in range(seeds)], data)

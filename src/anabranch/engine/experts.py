@@ -15,9 +15,9 @@ from anabranch.core.names import card
 from anabranch.core.site import Site
 from anabranch.delta.dense import Dense
 from anabranch.delta.lora import Lora
-from anabranch.engine.backbone import Backbone
+from anabranch.engine.backbone import Backbone, backbone_of
 from anabranch.engine.exchange import CONFIG, from_peft
-from anabranch.engine.model import Model, Served, backbone_of
+from anabranch.engine.model import Model, Served
 from anabranch.engine.store import open_bundle, same_backbone
 from anabranch.errors import InputError
 from anabranch.gate.by_task import ByTask

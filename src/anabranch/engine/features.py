@@ -191,7 +191,8 @@ def crc(path: Path) -> int | None:
 
 def with_file(path: Path, bits: Any) -> None:
     def save(part: Path) -> None:
-        with open(part, "wb") as file:
-            np.save(file, bits)
+        with open(part, "wb") as file:  # as np.save does, which keeps to itself why a write failed
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(bits))
+            file.write(np.ascontiguousarray(bits).data)
 
     write(path, save)

@@ -76,7 +76,7 @@ def head_of(run: Run, job: Job, part: Part, view: View, names: Sequence[int]) ->
     return linear.rounded(solve(job.kind, x, part.y, counts, STRENGTH, head | {"W": around}, around))
 
 
-def halves(job: Job, part: Part) -> list[tuple[list[int], list[int]]]:
+def halves(part: Part) -> list[tuple[list[int], list[int]]]:
     """Two splits of the rows (to learn from, to answer): every second row of each class."""
     seen, side = Counter[str](), list[int]()
     for label in map(str, part.labels):
@@ -92,7 +92,7 @@ def trained(run: Run, jobs: Sequence[Job], told: Any) -> None:
     run.features.run()
     todo, parts = [], dict[str, tuple[Job, Part]]()
     for job in jobs:
-        rows = [list(range(len(wholes[job.name]))), *(learn for learn, _ in halves(job, wholes[job.name]))]
+        rows = [list(range(len(wholes[job.name]))), *(learn for learn, _ in halves(wholes[job.name]))]
         for i, learn in enumerate(rows):
             part, name = taken(wholes[job.name], learn), f"{job.name}{f', half {i}' if i else ''}"
             y = torch.cat([part.y, torch.arange(len(names[job.name]))])
@@ -119,7 +119,7 @@ def climbed(run: Run, job: Job, whole: Part, names: Sequence[int], found: dict[s
     counts, judged = job.counts(run.features, whole.units), replace(job, parts=dict(job.parts) | {"valid": whole})
     for way in ("probe", "delta"):
         out, slots = torch.zeros(len(whole), len(job.kind.labels)), {}
-        for i, (learn, answer) in enumerate([*halves(job, whole), (list(range(len(whole))), [])]):
+        for i, (learn, answer) in enumerate([*halves(whole), (list(range(len(whole))), [])]):
             learner = found[f"{job.name}, half {i + 1}" if answer else job.name]
             view, known = (frozen(run.features, job), ()) if way == "probe" else (slot_of(run, learner), names)
             head = head_of(run, job, taken(whole, learn), view, known)

@@ -21,12 +21,11 @@ from anabranch.core.gate import Gate
 from anabranch.core.names import card, make
 from anabranch.core.site import Site, find
 from anabranch.engine import fewshot, linear
-from anabranch.engine.backbone import Backbone
+from anabranch.engine.backbone import Backbone, backbone_of
 from anabranch.engine.cache import checksum, digest, read_json, read_sealed, recall, sealed, write_json, write_tensors
 from anabranch.engine.choose import Rung, climb, tested
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, job_of, kind_of
-from anabranch.engine.model import backbone_of
 from anabranch.engine.passes import TOKENS, seeded
 from anabranch.engine.profile import profile
 from anabranch.engine.recipe import Group, jointly

@@ -4,7 +4,6 @@ A claim is ``claims/<row_id>.py`` with ``claim(lab) -> {way: {case: number}}``. 
 what made it, so that a claim which was killed goes on, and claims share their baselines.
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,17 +19,17 @@ from anabranch.core.names import make
 from anabranch.core.route import Route
 from anabranch.core.site import Site, find
 from anabranch.engine import linear, small, store
-from anabranch.engine.backbone import Backbone
+from anabranch.engine.backbone import Backbone, backbone_of
 from anabranch.engine.cache import cache_dir, checksum, digest, recall, write_tensors
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, fresh, job_of
 from anabranch.engine.linear import View
 from anabranch.engine.merging import After, Merged, merged
-from anabranch.engine.model import backbone_of
 from anabranch.engine.passes import Routes, Slot, seeded
 from anabranch.engine.profile import profile
+from anabranch.engine.recipe import jointly, unpacked
 from anabranch.engine.seen import seen
-from anabranch.engine.share import balancer, over, share
+from anabranch.engine.share import over
 from anabranch.engine.train import Trainer
 from anabranch.errors import InputError
 from anabranch.task.data import Task, load_task
@@ -119,7 +118,7 @@ class Suite:
         features.run()
         suite = cls(lab, features, jobs, {}, backbone.blocks - depth)
         for name, job in jobs.items():
-            saved = lab.home / "probe" / f"{suite.key([], [], name)}.safetensors"
+            saved = lab.home / "probe" / f"{suite.key([], [], name, depth)}.safetensors"
             kept = recall(saved)
             suite.heads[name] = kept[0] if kept else linear.probe(job, features)[0]
             if not kept:
@@ -211,21 +210,21 @@ class Suite:
 
     def shared(self, delta: Any, gate: Any = "by_task", balance: Any = "mean", slots: int | None = None, epochs: int = EPOCHS,
                lr: float | None = None) -> "Trained":  # fmt: skip
-        """All tasks train the same slots (as many as the gate says) and each its own head and row of the gate."""
+        """All tasks train the same slots (as many as the gate says) and each its own head and row of the gate.
+
+        A balance that trains slots for groups of tasks apart: each task takes those of its group.
+        """
         gate = make("gate", gate)
         slots = slots or (1 if gate.plain else int(getattr(gate, "slots", 4)))
         banks, rates = self.banks(delta, gate, slots, lr)
         trainer = self.trainer(banks, rates)
         key = digest([self.key(banks, rates, n, epochs, "shared") for n in self.jobs], str(balance), str(gate), slots)
         pairs = [(job, self.heads[n]) for n, job in self.jobs.items()]
-        theta, learners = share(trainer, pairs, epochs, balancer(balance), key, slots=slots)
-        for i, bank in enumerate(banks):
-            if f"{i}.shared" in theta:
-                bank.tables["shared"].data[1] = theta[f"{i}.shared"][0]
-        rows = [{n: t[k] for n, t in theta.items() if not n.endswith(".shared")} for k in range(slots)]
-        heads = {learner.job.name: learner.head for learner in learners}
-        gates = {m.job.name: {n: t for n, t in m.theta.items() if n.endswith(".gate")} for m in learners}
-        return Trained(self, banks, rates, rows, heads, {n: list(range(slots)) for n in self.jobs}, gates)
+        groups = jointly(trainer, pairs, epochs, balance, key, slots=slots)
+        rows, takes, learners = unpacked(groups, slots, banks)
+        heads = {n: learners[n].head for n in self.jobs}
+        gates = {n: {k: t for k, t in learners[n].theta.items() if k.endswith(".gate")} for n in self.jobs}
+        return Trained(self, banks, rates, rows, heads, takes, gates)
 
     def over(self, library: "Trained", gate: Any, epochs: int = EPOCHS, learn: bool = True) -> "Trained":
         """This suite's tasks routed over the slots of ``library``, which stay as they are; heads (and gates) learn on them.
@@ -408,7 +407,3 @@ def replace_gate(bank: Bank, gate: Any, routes: int) -> Bank:
     made = Bank.make(bank.delta, gate, bank.sites, seeded(0, "gate"), None, bank.stage, routes)
     made.tables["shared"] = bank.tables["shared"]
     return made
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

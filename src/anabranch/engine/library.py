@@ -1,6 +1,7 @@
 """``Library``: experts of one backbone from many runs, banks and PEFT folders: listed, compared, clustered, and routed
 without retraining, for rows that come without a task."""
 
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +23,10 @@ from anabranch.delta.lora import Lora
 from anabranch.engine.backbone import Backbone
 from anabranch.engine.experts import EMPTY, Expert, Source, backbone_for, experts_of, keys_of, label, renamed, together
 from anabranch.engine.features import Features
-from anabranch.engine.model import Model, Served, missing, rows_of
+from anabranch.engine.given import missing, rows_of
+from anabranch.engine.model import Model, Served
 from anabranch.engine.passes import encode
+from anabranch.engine.share import fitting
 from anabranch.errors import InputError
 
 
@@ -141,7 +144,7 @@ class Library:
         routed.add(slots)
         if gates:
             routed.add_gate(gates)
-        return routed
+        return fitting(routed)
 
     def route(self, gate: Any = "arrow", examples: Mapping[str, Sequence[str]] | None = None) -> "Routed":
         """A model that answers through all experts under a gate; arguments as :meth:`bank`."""
@@ -176,7 +179,7 @@ class Routed(Model):
     """A library under a gate. ``predict(task, rows)`` answers with that task's head, ``answer(rows)`` without a task."""
 
     def __init__(self, library: Library, bank: Bank) -> None:
-        self.library, self.backbone = library, library.backbone
+        self.library, self.backbone, self._lock = library, library.backbone, threading.RLock()
         self.banks = [bank.to(self.backbone.dtype)]
         tasks = {n: s for e in library.experts for n, s in e.tasks.items()}
         self.served = {n: Served(n, s.record, 1, s.head, s.post, s.corpus) for n, s in tasks.items()}

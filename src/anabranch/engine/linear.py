@@ -137,7 +137,7 @@ def again(job: Job, features: Features, how: dict[str, Any]) -> Head:
 def whole(job: Job) -> Part:
     """A job's training and validation rows."""
     a, b = job.parts["train"], job.parts["valid"]
-    both = torch.cat([a.y, b.y]) if isinstance(a.y, Tensor) and isinstance(b.y, Tensor) else [*a.y, *b.y]
+    both = torch.stack([*a.y, *b.y]) if isinstance(a.y, Tensor) else [*a.y, *b.y]
     return Part(a.units + b.units, both, a.labels + b.labels)
 
 

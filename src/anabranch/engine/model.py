@@ -1,8 +1,10 @@
 """``Model``: a bundle that answers. One forward pass serves rows of many tasks; the blocks below the deltas run once per text."""
 
-import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +12,25 @@ import torch
 from torch import Tensor
 
 from anabranch.core.adapt import Adapted
-from anabranch.core.bank import Bank, Tree
+from anabranch.core.bank import Bank
 from anabranch.core.route import Route
-from anabranch.core.site import clone
-from anabranch.engine.backbone import Backbone, Tokens
-from anabranch.engine.backbone import load as load_backbone
+from anabranch.engine.backbone import Backbone, Tokens, backbone_of
 from anabranch.engine.features import Features
+from anabranch.engine.given import dicts, missing, rows_of
 from anabranch.engine.job import Head, apply, joined
 from anabranch.engine.linear import ranked, speak
 from anabranch.engine.passes import encode
-from anabranch.engine.store import bank_of, corpus_of, cut, get, open_bundle, parts_of, same_backbone, unpack
-from anabranch.errors import InputError, nearest
+from anabranch.engine.store import Record, bank_of, corpus_of, cut, get, open_bundle, parts_of, readable, same_backbone, unpack
+from anabranch.errors import InputError, WorkError, nearest
 from anabranch.task import kind as kinds
-from anabranch.task.data import Rows
 from anabranch.task.kind import Kind
 from anabranch.task.kind._base import Post
 from anabranch.task.metrics import score
+
+log = logging.getLogger("anabranch")
+
+
+kind_of = cache(kinds.find)  # it looks into the folder of kinds each time
 
 
 class Served:
@@ -33,8 +38,9 @@ class Served:
 
     def __init__(self, name: str, record: Mapping[str, Any], slot: int, head: Head, post: Post, corpus: Mapping[str, str] | None):
         self.name, self.record, self.slot, self.head, self.post, self.corpus = name, record, slot, head, post, corpus
-        self.kind: Kind = kinds.find(record["kind"])(record["labels"], record["two"], record["mean"], record["std"])
+        self.kind: Kind = kind_of(record["kind"])(record["labels"], record["two"], record["mean"], record["std"])
         self.number = 0  # of its routes in the model
+        self.sound = True  # all its numbers are finite
         self.index: Tensor | None = None
 
 
@@ -42,22 +48,28 @@ Asked = list[tuple[Served, list[int]]]  # tasks, and the numbers of the rows tha
 
 
 class Model:
-    """A loaded bundle. ``model.predict("intent", [{"text": ...}])``; ``model.tasks`` has each task's record."""
+    """A loaded bundle. ``model.predict("intent", [{"text": ...}])``; ``model.tasks`` has each task's record.
+
+    ``predict``, ``answers`` and ``evaluate`` may be called from any thread; calls wait for each other.
+    """
 
     def __init__(self, folder: Path, bundle: Mapping[str, Any], backbone: Backbone) -> None:
-        self.folder, self.bundle, self.backbone = folder, bundle, backbone
-        self.banks: list[Bank] = [bank_of(entry) for entry in bundle["banks"]]
+        self.folder, self.bundle, self.backbone, self._lock = folder, bundle, backbone, threading.RLock()
+        most = 10**6 + 4 * sum(p.numel() for p in backbone.f.parameters())
+        self.banks: list[Bank] = [bank_of(entry, most) for entry in bundle["banks"]]
         for bank, entry in zip(self.banks, bundle["banks"], strict=True):
+            bank.to(backbone.dtype)  # before any slot: many would otherwise lie in memory in fp32 as well
             if entry.get("file"):
                 bank.tables["shared"].put(1, unpack(get(folder, entry["file"])))
         self.served: dict[str, Served] = {}
-        shared, trees = bundle.get("shared") or {}, list[Tree]()
+        shared = bundle.get("shared") or {}
         first, many = shared.get("bank", 0), shared.get("slots", 0)  # where a gate routes over slots of its own, and how many
         whole = get(folder, shared["file"]) if shared else {}
         whole = {n.partition("/")[2]: t for n, t in whole.items()}
         users: dict[str, int] = {}
         self._paths = [[((0,) * max(1, many if first and i >= first else 1), 0) for i in range(len(self.banks))]]
         for name, record in bundle["tasks"].items():
+            Record.model_validate(record)
             packed, head, post, gate = parts_of(folder, record["file"])
             path, slot = list(self._paths[0]), 0
             if record["rung"] == "shared" and many:
@@ -68,21 +80,38 @@ class Model:
             elif packed or record["rung"] == "shared":
                 key = f"task {name}" if packed else "shared"
                 if key not in users:
-                    trees.append(unpack(packed or whole))
-                    users[key] = len(trees)
+                    users[key] = 1 + len(users)
+                    tree = unpack(packed or whole)
+                    for i, bank in enumerate(self.banks[: first or None]):
+                        bank.add([cut(tree, i)])
                 slot = users[key]
                 path[: first or None] = [((slot,), 0)] * (first or len(self.banks))
             self._paths.append(path)
             corpus = corpus_of(folder, record["corpus"]) if record.get("corpus") else None
             self.served[name] = Served(name, record, slot, head, post, corpus)
             self.served[name].number = len(self._paths) - 1
-        experts = [{n.partition(".")[2]: t for n, t in whole.items() if n.startswith(f"{e}.")} for e in range(many)]
-        for i, bank in enumerate(self.banks):
-            mine = trees if not first or i < first else [unpack(packed) for packed in experts]
-            bank.add([cut(tree, i - (first if first and i >= first else 0)) for tree in mine])
-            bank.to(backbone.dtype)
+        experts = [unpack({n.partition(".")[2]: t for n, t in whole.items() if n.startswith(f"{e}.")}) for e in range(many)]
+        for i, bank in enumerate(self.banks[first:] if first else ()):
+            bank.add([cut(tree, i) for tree in experts])
         self.tail = max(0, min((s.depth for bank in self.banks for s in bank.sites), default=0))
         self.adapted = Adapted(backbone.f, self.banks, self.tail)
+        self._examine()
+
+    def _examine(self) -> None:
+        """Marks the tasks whose slots, gate or head hold NaN or infinity, and names them; the others answer as ever."""
+        whole = [[t.data.isfinite().flatten(1).all(1).tolist() for t in bank.tables.values()] for bank in self.banks]
+        for served in self.served.values():
+            heads = all(bool(t.isfinite().all()) for t in (*served.head.values(), *served.post.values()))
+            slots = all(
+                held[row if name == "gate" else 1 if name == "shared" else slot]
+                for bank, tables, (ids, row) in zip(self.banks, whole, self._paths[served.number], strict=True)
+                for name, held in zip(bank.tables, tables, strict=True)
+                for slot in ids
+                if slot
+            )
+            served.sound = heads and slots
+            if not served.sound:
+                log.warning("task %s: its stored delta or head holds NaN or infinity, so it does not answer", served.name)
 
     def routes(self, numbers: Sequence[int]) -> list[Route | None]:
         """Of each bank, for rows of the tasks with these numbers (0: f itself); None where no row takes a slot."""
@@ -108,12 +137,21 @@ class Model:
             raise InputError(f"no task {name!r} in this bundle{nearest(name, self.served)}")
         return self.served[name]
 
+    def able(self, name: str) -> Served:
+        """A task that can answer. WorkError where its numbers are not finite."""
+        served = self.task(name)
+        if not served.sound:
+            fix = "fit it again, or restore the bundle from a copy; the other tasks are not touched"
+            raise WorkError(f"task {name}: its stored delta or head holds NaN or infinity: {fix}")
+        return served
+
     def predict(self, task: str | Sequence[str], rows: Any) -> list[dict[str, Any]]:
         """One answer per row: ``{"prediction", "scores"}``; for several tasks or ``all``, ``{task: answer or None}``.
 
         ``rows``: a list of texts, of ``{"text", "text_b"?, "tokens"?, "choices"?}``, or a pandas frame of these columns.
 
-        None where a row lacks what the task reads. InputError names the row and what is missing when one task is asked.
+        None where a row lacks what the task reads. InputError names the row and what is missing when one task is asked,
+        WorkError a task whose stored numbers are not finite; ``all`` leaves such a task out.
         """
         if isinstance(rows, (str, Mapping)):
             raise InputError("rows is a list of texts or of {'text': ...}, got a single one: put it in [ ]")
@@ -128,19 +166,24 @@ class Model:
     def asked(self, task: str | Sequence[str], given: Sequence[Mapping[str, Any]]) -> Asked:
         """Which rows each task answers: all where one is asked (InputError if it cannot), else those that it can read."""
         if isinstance(task, str) and task != "all":
-            served = self.task(task)
+            served = self.able(task)
             for i, row in enumerate(given):
                 problem = missing(served.kind, served.record["kind"], row)
                 if problem:
                     raise InputError(f"row {i + 1}: task {task} {problem}, got keys {', '.join(row) or 'none'}")
             return [(served, list(range(len(given))))]
-        several = [self.task(n) for n in (self.served if task == "all" else task)]
-        return [(s, [i for i, row in enumerate(given) if not missing(s.kind, s.record["kind"], row)]) for s in several]
+        several = list(self.served.values()) if task == "all" else [self.able(n) for n in task]
+        return [
+            (s, [i for i, row in enumerate(given) if s.sound and not missing(s.kind, s.record["kind"], row)]) for s in several
+        ]
 
     def told(self, task: str | Sequence[str], asked: Asked, found: Sequence[tuple[list[Any], list[Any]]], rows: int,
              ) -> list[dict[str, Any]]:  # fmt: skip
         """What :meth:`answers` found, as :meth:`predict` returns it."""
-        named = [self._named(served, *answer) for (served, _), answer in zip(asked, found, strict=True)]
+        named = []
+        for (served, _), answer in zip(asked, found, strict=True):
+            with told_of(served):
+                named.append(self._named(served, *answer))
         if isinstance(task, str) and task != "all":
             return named[0]
         out: list[dict[str, Any]] = [{served.name: None for served, _ in asked} for _ in range(rows)]
@@ -160,6 +203,10 @@ class Model:
     @torch.no_grad()
     def answers(self, asked: Sequence[tuple[Served, Sequence[Mapping[str, Any]]]]) -> list[tuple[list[Any], list[Any]]]:
         """(predictions, scores) of each task on its rows, in the label encoding; all through shared forward passes."""
+        with self._lock:  # a route, hooks and a tokenizer are of one call at a time
+            return self._answers(asked)
+
+    def _answers(self, asked: Sequence[tuple[Served, Sequence[Mapping[str, Any]]]]) -> list[tuple[list[Any], list[Any]]]:
         units, features = self.units(asked), dict[bool, Any]()
         for words in (False, True):
             heard = zip((s for s, _ in asked), units, strict=True)
@@ -206,6 +253,12 @@ class Model:
         self, served: Served, rows: Sequence[Mapping[str, Any]], z: list[Any], counts: list[int]
     ) -> tuple[list[Any], list[Any]]:
         """(predictions, scores) of a task from its units' features, or from what was said."""
+        with told_of(served):
+            return self._answer(served, rows, z, counts)
+
+    def _answer(
+        self, served: Served, rows: Sequence[Mapping[str, Any]], z: list[Any], counts: list[int]
+    ) -> tuple[list[Any], list[Any]]:
         if served.kind.speaks:
             return z, z
         if not rows:
@@ -282,7 +335,7 @@ class Model:
         if not places:
             raise InputError(f"{root} has no folder named after a task of this bundle{nearest(root.name, self.served)}")
         for name, place in places.items():
-            served = self.task(name)
+            served = self.able(name)
             spec = TaskSpec(data=str(place), kind=served.record["kind"], labels=served.record["labels"] or None)
             task = load_task(name, spec, seed=self.bundle["made"]["seed"], on_error=on_error)  # type: ignore[arg-type]
             rows = task.test
@@ -293,45 +346,17 @@ class Model:
         return out
 
 
-def needs(kind: Kind, name: str) -> list[str]:
-    """The keys of a row that a kind reads."""
-    keys = {"tag": ["tokens"], "choice": ["text", "choices"], "pair": ["text", "text_b"]}.get(name, ["text"])
-    return keys + ["text_b"] * (kind.two and "text_b" not in keys)
-
-
-def missing(kind: Kind, name: str, row: Mapping[str, Any]) -> str:
-    """What a row lacks for a kind, in words; empty when nothing."""
-    for key in needs(kind, name):
-        many = key in ("tokens", "choices")
-        value = row.get(key)
-        if many and not (isinstance(value, list) and value and all(isinstance(v, str) for v in value)):
-            return f"needs {key!r}, a list of strings"
-        if not many and not isinstance(value, str):
-            return f"needs {key!r}, a string"
-    return ""
-
-
-def rows_of(rows: Sequence[Mapping[str, Any]]) -> Rows:
-    def column(name: str) -> Any:
-        return [r.get(name) for r in rows] if rows and all(r.get(name) is not None for r in rows) else None
-
-    text = [r.get("text") or " ".join(r.get("tokens") or ()) for r in rows]
-    return Rows(text, column("text_b"), column("tokens"), column("choices"), [None] * len(rows))
-
-
-def dicts(rows: Rows) -> list[dict[str, Any]]:
-    names = [n for n in ("text", "text_b", "tokens", "choices") if getattr(rows, n) is not None]
-    return [{n: getattr(rows, n)[i] for n in names} for i in range(len(rows))]
-
-
-def twin(backbone: Backbone) -> Backbone:
-    """The same weights behind hooks and a tokenizer of their own, for another thread."""
-    other = replace(backbone, f=clone(backbone.f), tokenizer=copy.deepcopy(backbone.tokenizer))
-    vars(other)["fingerprint"] = backbone.fingerprint  # that of fp32, whatever the type is now
-    return other
-
-
-_BACKBONES: dict[tuple[str, str], Backbone] = {}
+@contextmanager
+def told_of(served: Served) -> Iterator[None]:
+    """What a bundle says of a task and what it holds for it may not go together, which shows when it answers."""
+    try:
+        yield
+    except (InputError, WorkError):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        said = next(iter(str(error).splitlines()), "")
+        said = f"{type(error).__name__}: {said:.200}"
+        raise WorkError(f"task {served.name}: its head does not go with its record ({said})") from error
 
 
 def load(path: Path | str, device: str | None = None) -> Any:
@@ -340,17 +365,7 @@ def load(path: Path | str, device: str | None = None) -> Any:
     if isinstance(path, str) and not place.exists() and "/" not in path:
         return backbone_of(path, "float32")
     folder, bundle = open_bundle(place)
-    backbone = backbone_of(bundle["backbone"]["id"], bundle["dtype"])
-    same_backbone(backbone, bundle, folder)
-    return Model(folder, bundle, backbone)
-
-
-def backbone_of(name: str, dtype: str) -> Backbone:
-    """Loaded once per process and type; the fingerprint is taken in fp32."""
-    key = (name, dtype)
-    if key not in _BACKBONES:
-        backbone = load_backbone(name)
-        _ = backbone.fingerprint
-        backbone.f.to(getattr(torch, dtype))
-        _BACKBONES[key] = backbone
-    return _BACKBONES[key]
+    with readable(folder):
+        backbone = backbone_of(bundle["backbone"]["id"], bundle["dtype"])
+        same_backbone(backbone, bundle, folder)
+        return Model(folder, bundle, backbone)

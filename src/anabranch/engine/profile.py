@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from anabranch.engine.cache import cache_dir, digest, read_json, write_json
+from anabranch.engine.cache import cache_dir, digest, read_sealed, sealed, write_json
 from anabranch.errors import WorkError
 
 FASTER = 1.3  # bf16 is taken from this ratio on; below it fp32's extra digits are free
@@ -24,14 +24,14 @@ def profile() -> dict[str, Any]:
     }
     path = cache_dir() / f"profile-{digest(here)}.json"
     try:
-        return dict(read_json(path))
+        return read_sealed(path)
     except (OSError, WorkError):
         pass
     speed = {str(t)[6:]: _gigaflops(t) for t in (torch.float32, torch.bfloat16)}
     dtype = "bfloat16" if speed["bfloat16"] > FASTER * speed["float32"] else "float32"
     found = here | {"dtype": dtype, "gigaflops": round(speed[dtype], 1)}
     with suppress(WorkError):  # a cache that cannot be written only costs the measurement next time
-        write_json(path, found)
+        write_json(path, sealed(found))
     return found
 
 

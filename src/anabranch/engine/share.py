@@ -1,24 +1,43 @@
 """What tasks have in common: ``relate``, a task x task matrix, and ``share``, one slot that all tasks train together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from sys import modules
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from anabranch.core.balance import Balancer, Point, lift
-from anabranch.core.names import make
+from anabranch.core.bank import Bank
+from anabranch.core.delta import At
+from anabranch.core.names import card, make
 from anabranch.core.route import Route
 from anabranch.engine.cache import recall, write_tensors
-from anabranch.engine.job import Head, Job, leaves_of
-from anabranch.engine.passes import Routes, seeded
-from anabranch.engine.train import Learner, Trainer
+from anabranch.engine.job import Head, Job, apply, joined, leaves_of
+from anabranch.engine.merging import taken
+from anabranch.engine.passes import Routes, encode, seeded
+from anabranch.engine.train import ROWS, Learner, Trainer
 from anabranch.errors import InputError
 
 TOGETHER = 8  # tasks in one step of the shared slot
 SAMPLE = 64  # rows of each task from which relate takes its gradient
+
+
+class Beside(NamedTuple):
+    """What a balancer's file may say beside it."""
+
+    term: Callable[..., dict[str, Tensor]] | None = None  # losses on internals: further rows of the Point, named "term:..."
+    losses: Mapping[str, Callable[..., Tensor]] = {}  # kind -> what takes the place of its loss; for kinds without classes
+    together: int = TOGETHER  # tasks in one step, at most
+
+
+def beside(balance: Balancer) -> Beside:
+    file = getattr(balance, "__wrapped__", balance).__module__
+    said = vars(modules[file]) if file.startswith("anabranch.balance.") else {}
+    return Beside(**{n: said[n] for n in Beside._fields if n in said})
 
 
 def expand(trainer: Trainer, theta: dict[str, Tensor], copies: int) -> dict[str, Tensor]:
@@ -32,7 +51,9 @@ def expand(trainer: Trainer, theta: dict[str, Tensor], copies: int) -> dict[str,
         once = table == "shared"  # one copy for all sites and slots, and so for all tasks
         many = rows if once else rows.flatten(0, 1) if rows.ndim == 3 else rows.repeat(copies, 1)
         leaf = torch.cat([torch.zeros(1, rows.shape[-1]), many])
-        trainer.adapted.sources[int(i)][table] = leaf.requires_grad_(once or (leaf.numel() > 0 and trainer.learns(name)))
+        if once or (leaf.numel() and trainer.learns(name)):
+            leaf.requires_grad_()
+        trainer.adapted.sources[int(i)][table] = leaf
         if leaf.requires_grad:
             out[name] = leaf
     return out
@@ -81,21 +102,25 @@ def relate(trainer: Trainer, jobs: Sequence[tuple[Job, Head]]) -> Tensor:
 def share(
     trainer: Trainer, jobs: Sequence[tuple[Job, Head]], epochs: int, balance: Balancer, key: str,
     progress: Callable[[int, int], None] = lambda done, of: None, slots: int = 1,
+    after: Callable[[dict[str, Tensor], list[Learner]], None] = lambda theta, learners: None,
 ) -> tuple[dict[str, Tensor], list[Learner]]:  # fmt: skip
     """Trains ``slots`` slots over all tasks; returns their numbers [slots, n], and learners that hold the tasks' heads and gates.
 
-    ``balance`` turns the tasks' gradients [t, n] of a step into one direction [n]. State is kept after each epoch.
+    ``balance`` turns the tasks' gradients [t, n] of a step into one direction [n]; what its file says beside it holds (see
+    :class:`Beside`). State is kept after each epoch, behind ``after``.
     """
+    said = beside(balance)
+    most = max(len(jobs), said.together) if said.term else said.together  # a term sees all tasks
     trainer.common, trainer.routes = True, together(slots)
     learners = []
-    for job, head in jobs:
+    for job, head in trained(trainer, jobs, said):
         numbers = {f"head.{n}": t.clone() for n, t in head.items()}
         for i, bank in enumerate(trainer.banks):
             if bank.tables["gate"].n:
                 numbers[f"{i}.gate"] = bank.tables["gate"].row(bank.gates(seeded(trainer.seed, job.name, "gate", i)))
         learners.append(Learner(job, numbers, epochs))
     common, state = Learner(jobs[0][0], start(trainer, slots), epochs), None
-    common.planned = epochs * len(rounds([[[0]] * learner.steps for learner in learners]))
+    common.planned = epochs * len(rounds([[[0]] * learner.steps for learner in learners], most))
     saved = trainer.folder / f"shared-{key}.safetensors"
     if found := recall(saved):
         tensors, note = found
@@ -104,14 +129,45 @@ def share(
             learner.restore(mine, note["learners"][j])
         state = kept_state(tensors, note)
     while common.epoch < epochs:
-        for at_once in rounds([learner.batches(trainer.features, trainer.seed) for learner in learners]):
+        alike = learners[:1] * len(learners) if said.term else learners  # the same texts in the same order
+        for at_once in rounds([learner.batches(trainer.features, trainer.seed) for learner in alike], most):
             work = [(learners[j], rows) for j, rows in at_once]
             state = step(trainer, common, work, balance, state)
         for learner in (common, *learners):
             learner.epoch += 1
+        after(common.theta, learners)
         keep(saved, [common, *learners], state)
         progress(common.epoch, epochs)
+    for learner, (job, _) in zip(learners, jobs, strict=True):
+        learner.job = job
     return common.theta, learners
+
+
+def trained(trainer: Trainer, jobs: Sequence[tuple[Job, Head]], said: Beside) -> Sequence[tuple[Job, Head]]:
+    """The jobs as they train: with the balancer's own losses, and for a term with the rows of the texts that all share."""
+    jobs = [(replace(job, kind=kind_with(job, said.losses)), head) for job, head in jobs]
+    if not said.term:
+        return jobs
+    for job, _ in jobs:
+        if job.kind.words or job.kind.speaks or job.documents:
+            raise InputError(f"{job.name} is of kind {job.task.kind}; a balance with terms is for tasks with one answer a text")
+    if trainer.penal or not all(bank.gate.plain for bank in trainer.banks):
+        raise InputError("a balance with terms is for gate by_task, and for deltas without a penalty of their own")
+    where = [{tuple(units): r for r, units in enumerate(job.parts["train"].units)} for job, _ in jobs]
+    texts = [units for units in where[0] if all(units in other for other in where)]
+    texts = texts[: len(texts) - (len(texts) % ROWS == 1)]  # a step of one text has no other to be compared with
+    if len(jobs) < 2 or len(texts) < 2:
+        names = ", ".join(job.name for job, _ in jobs)
+        raise InputError(f"a balance with terms needs two tasks or more that share texts; {names} share {len(texts)} in training")
+    parts = [taken(job.parts["train"], [rows[u] for u in texts]) for (job, _), rows in zip(jobs, where, strict=True)]
+    return [(replace(job, parts=job.parts | {"train": part}), head) for (job, head), part in zip(jobs, parts, strict=True)]
+
+
+def kind_with(job: Job, losses: Mapping[str, Callable[..., Tensor]]) -> Any:
+    own, kind = losses.get("pair" if job.kind.two else job.task.kind), type(job.kind)  # a number for two texts is a pair's
+    if own is None or job.kind.labels:
+        return job.kind
+    return type(kind.__name__, (kind,), {"loss": lambda self, out, y, counts: own(out, y, counts)})(**vars(job.kind))
 
 
 def together(slots: int) -> Routes:
@@ -168,12 +224,67 @@ class Here:
         self.look(self.theta, True)
         return Point(self.theta, lambda theta: self.look(theta, False)[0], lambda theta: self.look(theta, True)[1], names)
 
+    def sound(self, point: Point) -> bool:
+        return bool(point.grads(point.theta).isfinite().all())
+
+
+class Once(Here):
+    """Tasks with the same rows: these go through f once, and back once for each loss and term whose gradient is asked for.
+
+    theta requires its gradient, and losses there have their graph: a balancer of a weighted sum needs one way back.
+    """
+
+    def __init__(self, trainer: Trainer, common: Learner, work: Sequence[tuple[Learner, list[int]]], term: Any) -> None:
+        super().__init__(trainer, common, work)
+        self.term, self.jobs, self.terms = term, [learner.job for learner, _ in work], list[str]()
+        self.heads, self.gates = [leaves_of(learner.head) for learner, _ in work], dict[str, Tensor]()
+        self.theta.requires_grad_()
+        self.values = self.run(self.theta, first=True)
+
+    def run(self, theta: Tensor, first: bool = False) -> Tensor:
+        """[r]: losses, then terms."""
+        trainer, t, rows = self.trainer, len(self.work), self.work[0][1]
+        self.leaves = expand(trainer, self.common.theta | self.split(theta), 1)
+        units = [self.jobs[0].parts["train"].units[r] for r in rows]
+        flat, counts = [u for row in units for u in row], [len(row) for row in units]
+        z = torch.cat(encode(trainer.features, trainer.adapted, flat, [1] * len(flat), False, trainer.routes))
+        copies = z.repeat(t, 1)
+        losses = torch.stack([self.loss(j, own, counts, rows) for j, own in enumerate(copies.split(len(z)))])
+        if first:  # what is trained along a direction of its own
+            learn = [p for head in self.heads for p in head.values() if p.requires_grad]
+            learn += [leaf for n, leaf in self.leaves.items() if n.endswith(".shared")]
+            for p, g in zip(learn, torch.autograd.grad(losses.sum(), learn, retain_graph=True), strict=True):
+                p.grad = g
+        seen = {"": At(copies, copies, torch.ones(len(copies), dtype=torch.bool))}
+        terms = self.term(seen, torch.arange(t).repeat_interleave(len(z)), losses)
+        self.terms = [f"term:{n}" for n in terms]
+        return torch.cat([losses, torch.stack(list(terms.values()))])
+
+    def loss(self, j: int, z: Tensor, counts: list[int], rows: list[int]) -> Tensor:
+        job, y = self.jobs[j], self.jobs[j].parts["train"].y
+        x = joined(job.kind, z, counts, self.trainer.features.backbone.d)
+        return job.kind.loss(apply(self.heads[j], x), y[rows] if isinstance(y, Tensor) else [y[r] for r in rows], counts).mean()
+
+    def grads(self, theta: Tensor) -> Tensor:
+        place = theta if theta is self.theta else theta.detach().requires_grad_()
+        values = self.values if theta is self.theta else self.run(place)
+        return torch.stack([torch.autograd.grad(value, place, retain_graph=True)[0] for value in values])
+
+    @property
+    def point(self) -> Point:
+        names = [job.name for job in self.jobs] + self.terms
+        return Point(self.theta, lambda p: self.values if p is self.theta else self.run(p).detach(), self.grads, names)
+
+    def sound(self, point: Point) -> bool:
+        return bool(self.values.isfinite().all())
+
 
 def step(trainer: Trainer, common: Learner, work: Sequence[tuple[Learner, list[int]]], balance: Balancer, state: Any) -> Any:
     """One step of the shared slots along the balanced direction, and of each task's head and gate along its own."""
-    here = Here(trainer, common, work)
+    term = beside(balance).term
+    here = Once(trainer, common, work, term) if term else Here(trainer, common, work)
     point = here.point
-    if not point.grads(point.theta).isfinite().all():
+    if not here.sound(point):
         raise FloatingPointError(f"its training diverged in pass {common.epoch + 1}")
     direction, state = balance(state, point)
     if direction is not None:
@@ -187,12 +298,12 @@ def step(trainer: Trainer, common: Learner, work: Sequence[tuple[Learner, list[i
     return state
 
 
-def rounds(batches: Sequence[list[list[int]]]) -> list[list[tuple[int, list[int]]]]:
-    """What each step trains: a batch of each task in turn while it has any, at most ``TOGETHER`` tasks a step."""
+def rounds(batches: Sequence[list[list[int]]], most: int = TOGETHER) -> list[list[tuple[int, list[int]]]]:
+    """What each step trains: a batch of each task in turn while it has any, at most ``most`` tasks a step."""
     out = []
     for r in range(max(map(len, batches))):
         alive = [(j, rows[r]) for j, rows in enumerate(batches) if r < len(rows)]
-        out += [alive[at : at + TOGETHER] for at in range(0, len(alive), TOGETHER)]
+        out += [alive[at : at + most] for at in range(0, len(alive), most)]
     return out
 
 
@@ -210,10 +321,28 @@ def kept_state(tensors: dict[str, Tensor], note: dict[str, Any]) -> Any:
     return found[""] if found.keys() == {""} else found
 
 
+def fitting(bank: Bank) -> Bank:
+    """The bank; InputError where its gate weighs each token of the text, of which the delta's own soft tokens are none."""
+    delta, gate = bank.delta, bank.gate
+    if delta.door == "site" or gate.plain or gate.on == "params":
+        return bank
+    site, rng, two = bank.sites[0], seeded("fitting"), torch.ones(2, dtype=torch.bool)
+    keys = gate.key(site, delta.init(site, rng), rng)
+    x = torch.zeros(2, site.d_in)  # [tokens, d], seen by two candidates
+    w = gate.weigh(gate.own(site, 2, rng), {n: torch.stack([t, t]) for n, t in keys.items()}, At(x, x, two), two)
+    if w.ndim > 1:
+        name, kind = (card(method)["method"].partition(".")[2] for method in (gate, delta))
+        raise InputError(
+            f"gate {name} weighs the text's tokens one by one, and delta {kind} adds tokens of its own, the same for a whole row:"
+            f" take a gate that weighs rows, such as learned or keyed, or with {name} a delta at the layers, such as lora"
+        )
+    return bank
+
+
 def balancer(spec: Any) -> Balancer:
-    """A plan's ``balance``; InputError for what trains several times or needs tasks that share their texts."""
+    """A plan's ``balance``; InputError for what trains several times, which :func:`anabranch.engine.recipe.jointly` does."""
     method = make("balance", spec)
     first = next(iter(signature(getattr(method, "__wrapped__", method)).parameters))
     if first == "train":
-        raise InputError(f"balance {spec!r} trains several times before it balances; use it from Python")
+        raise InputError(f"balance {spec!r} trains several times, so it is no step of one training")
     return method if first == "state" else lift(method)

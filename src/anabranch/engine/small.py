@@ -101,7 +101,7 @@ def network(folder: Path) -> nn.Module:
 
     if (folder / "config.json").is_file():
         logging.disable_progress_bar()
-        found: nn.Module = AutoModelForImageClassification.from_pretrained(folder)
+        found: nn.Module = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True)
         return found.eval()
     tensors, note = read_tensors(folder / "model.safetensors")
     net = _images.Cnn(**note)

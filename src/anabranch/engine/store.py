@@ -4,23 +4,46 @@ Never pickle. Opening checks format, the backbone's fingerprint and every checks
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from anabranch.core.bank import Bank, Tree
 from anabranch.core.names import card, make
 from anabranch.core.site import Site
 from anabranch.engine.backbone import Backbone
-from anabranch.engine.cache import checksum, digest, read_json, read_tensors, write, write_json, write_tensors
+from anabranch.engine.cache import checksum, digest, read_json, read_tensors, recall, write, write_json, write_tensors
 from anabranch.engine.job import Head
 from anabranch.errors import InputError, WorkError, nearest
 from anabranch.task.kind._base import Post
 
 FORMAT = 1
+TENSORS, CORPUS = r"[0-9a-f]{32}\.safetensors", r"[0-9a-f]{16}\.jsonl"
+
+
+class Record(BaseModel, strict=True, extra="allow"):
+    """What a task's entry in bundle.json must say; what it says is data from outside."""
+
+    kind: str
+    rung: Literal["probe", "delta", "shared"]
+    metric: str
+    labels: list[str | int | float]
+    two: bool
+    mean: list[float]
+    std: list[float]
+    max_length: int | None = Field(None, ge=1)
+    valid: float | None = None
+    test: float | None = None
+    description: str | None = None
+    common: int = 0
+    file: str | None = None
+    corpus: str | None = None
 
 
 def pack(tree: Tree, form: str) -> dict[str, Tensor]:
@@ -64,10 +87,12 @@ def size(packed: Mapping[str, Tensor]) -> int:
 
 def put(folder: Path, tensors: Mapping[str, Tensor]) -> str:
     """Stores tensors under their checksum; returns the name of the file."""
-    name = f"{checksum(tensors)}.safetensors"
-    if not (folder / name).exists():
-        write_tensors(folder / name, tensors)
-    return name
+    content = checksum(tensors)
+    path = folder / f"{content}.safetensors"
+    kept = recall(path)
+    if kept is None or checksum(kept[0]) != content:  # absent, or damaged since it was written
+        write_tensors(path, tensors)
+    return path.name
 
 
 def get(folder: Path, name: str) -> dict[str, Tensor]:
@@ -135,8 +160,11 @@ def bank_card(bank: Bank) -> dict[str, Any]:
             "routes": bank.routes, "layout": layout, "kinds": kinds}  # fmt: skip
 
 
-def bank_of(entry: Mapping[str, Any]) -> Bank:
-    """The empty bank of a card."""
+def bank_of(entry: Mapping[str, Any], most: float = float("inf")) -> Bank:
+    """The empty bank of a card. ``most``: numbers of a slot; a card from outside may ask for more than any machine has."""
+    numbers = sum(math.prod(shape) for layout in entry["layout"].values() for p in layout.values() for shape in p.values())
+    if numbers > most:
+        raise ValueError(f"a slot of {numbers:.3g} numbers is larger than f")
     made = {}
     for family in ("delta", "gate"):
         name = entry[family]["method"].partition(".")[2]
@@ -177,6 +205,22 @@ def open_bundle(path: Path) -> tuple[Path, dict[str, Any]]:
     if bundle.pop("sum", None) != digest({k: v for k, v in bundle.items() if k != "format"}):
         raise WorkError(f"{folders[0] / 'bundle.json'} is damaged: its checksum does not fit its content")
     return folders[0], bundle
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """What bundle.json says is data from outside: with a checksum that fits it may still say anything. WorkError then."""
+    try:
+        yield
+    except (InputError, WorkError, OSError):
+        raise
+    except ValidationError as error:
+        first = error.errors()[0]
+        said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r:.60}"
+        raise WorkError(f"{folder / 'bundle.json'} describes no bundle ({said})") from None
+    except Exception as error:
+        said = next(iter(str(error).splitlines()), "")
+        raise WorkError(f"{folder / 'bundle.json'} describes no bundle ({type(error).__name__}: {said:.200})") from error
 
 
 def same_backbone(backbone: Backbone, bundle: Mapping[str, Any], path: Path) -> None:

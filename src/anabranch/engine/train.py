@@ -106,8 +106,7 @@ class Trainer:
 
     def __init__(
         self, features: Features, banks: Sequence[Bank], rates: Sequence[float], folder: Path, seed: int, patience: float = 0.0,
-        tokens: int = TOKENS,
-        routes: Routes = Route.to, library: Mapping[str, Tensor] | None = None,
+        tokens: int = TOKENS, routes: Routes = Route.to, library: Mapping[str, Tensor] | None = None,
         learning: Set[str] = frozenset(("own", "keys", "gate", "head")), begin: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:  # fmt: skip
         self.features, self.banks, self.rates = features, list(banks), list(rates)
@@ -246,8 +245,7 @@ class Trainer:
                     was = apply(work[j][0].start, inputs(job, rows[j], frozen(self.features, job), counts, d))
                     out[j] = job.kind.drift(apply(heads[j], x), was).mean()
                 else:
-                    out[j] = self.loss(job, heads[j], x, y, counts)
-                    out[j] = out[j] + more.get(slots[j], 0.0) / sum(map(len, rows[j]))
+                    out[j] = self.loss(job, heads[j], x, y, counts) + more.get(slots[j], 0.0) / sum(map(len, rows[j]))
         self.adapted.seen = None
         for j in range(len(work)):
             if j not in out:

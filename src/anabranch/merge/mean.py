@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-promises = frozenset({"identity", "order", "scale", "shape"})
+promises = frozenset({"entries", "identity", "order", "scale", "shape"})
 
 
 def mean(rows: Tensor, site: Any = None, whole: Mapping[str, Any] | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from anabranch.types import Positive
 
 rows = ("task-arithmetic",)
-promises = frozenset({"order", "scale", "shape"})
+promises = frozenset({"entries", "order", "scale", "shape"})
 neutral = {"scale": 1.0}
 
 

@@ -306,6 +306,15 @@ def heat(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequen
     return svg(left + wide + 12, crown + high + below, label, *parts, kind="chart map")
 
 
+def use(gates: Mapping[str, Any]) -> Markup:
+    """Mean weight of each slot (columns) for each task (rows); the largest has the strongest colour."""
+    weights = gates["weights"]
+    top = max((abs(w) for row in weights for w in row), default=0.0) or 1.0
+    label = f"Mean weight of each of {len(gates['slots'])} slots for each of {len(gates['tasks'])} tasks"
+    shades, words = [[w / top for w in row] for row in weights], [[f"{w:.2f}" for w in row] for row in weights]
+    return heat(shades, gates["tasks"], gates["slots"], label, words=words)
+
+
 def graph(places: Mapping[str, Point], edges: Sequence[tuple[str, str, float]], groups: Mapping[str, int]) -> Markup:
     """Tasks as dots, at places in [-1, 1]^2; a line helps (solid) or hurts (dashed), the thicker the more."""
     width, height, many = 720, 480, len(places) > 60

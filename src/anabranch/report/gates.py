@@ -12,7 +12,8 @@ from anabranch.core.delta import At
 from anabranch.core.gate import keep
 from anabranch.core.route import Route
 from anabranch.engine.features import Features
-from anabranch.engine.model import Model, Served, rows_of
+from anabranch.engine.given import rows_of
+from anabranch.engine.model import Model, Served
 
 SAMPLE = 64  # texts of a task
 Routes = Callable[[Sequence[int]], Any]  # owners -> their route, or one for each bank

@@ -52,7 +52,7 @@ def environment(*folders: Path) -> Environment:
     loader = FileSystemLoader([*folders, FOLDER])
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters["num"] = charts.number
-    made.globals |= {"charts": charts, "duration": duration, "took": took}
+    made.globals |= {"charts": charts, "duration": duration, "most_used": table.most_used, "took": took}
     return made
 
 

@@ -15,19 +15,23 @@ from anabranch.errors import InputError, WorkError
 RUNGS = ("majority", "probe", "delta", "shared")
 PLACE = ("file", "line", "column")
 WIDTH = 16  # of a bar, in characters
+SLOTS = 8  # of a gate that have a column each
 
 
 def read(run: Path) -> dict[str, Any]:
     """The content of RUN/results.json. InputError when there is none, WorkError when it is damaged."""
+    from anabranch.engine.cache import read_sealed
+
     path = run / "results.json"
     if not path.is_file():
         more = f", or finish it: anabranch fit PLAN --out {run} --resume" if (run / "plan.json").is_file() else ""
         raise InputError(f"{run} is not a finished run: no results.json in it; expected the --out of anabranch fit{more}")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(data["tasks"], dict)
-    except (ValueError, TypeError, KeyError, AssertionError) as error:
-        raise WorkError(f"{path} is damaged ({error!r}): restore it from a copy, or fit again") from None
+        data = read_sealed(path)
+    except WorkError as error:
+        raise WorkError(f"{str(error).partition('; ')[0]}: restore it from a copy, or fit again") from None
+    if not isinstance(data.get("tasks"), dict):
+        raise WorkError(f"{path} is damaged (no tasks): restore it from a copy, or fit again")
     return data
 
 
@@ -52,7 +56,25 @@ def results(data: Mapping[str, Any]) -> RenderableType:
     means = f"mean test score {mean}, tasks {len(tasks)}; * chosen on validation; gain: from majority to chosen, on [0, 1]"
     made = f"seed {data['seed']}, {data['backbone']}, {data['dtype']}, {number(data['seconds'])} s"
     shown = table(["task", "kind", "metric", *rungs, "gain", "kB"], rows)
-    return Group(shown, "", *odd, Text(means, "dim"), Text(made, "dim"), "", stages(data["stages"], "seconds"))
+    used = [use(data["gates"]), ""] if data.get("gates") else []
+    return Group(shown, "", *odd, Text(means, "dim"), Text(made, "dim"), "", *used, stages(data["stages"], "seconds"))
+
+
+def use(gates: Mapping[str, Any]) -> RenderableType:
+    """How much of each slot a gate gives the rows of each task; of many slots those that a task uses most."""
+    if len(gates["slots"]) <= SLOTS:
+        heads = ["weights", *gates["slots"]]
+        rows = [[task, *map(float, row)] for task, row in zip(gates["tasks"], gates["weights"], strict=True)]
+    else:
+        heads, most = ["weights", "slots used most"], [most_used(row, gates["slots"]) for row in gates["weights"]]
+        rows = [[t, ", ".join(f"{slot} {w:.2f}" for slot, w in pairs)] for t, pairs in zip(gates["tasks"], most, strict=True)]
+    return Group(table(heads, rows), Text(gates["measure"], "dim"))
+
+
+def most_used(weights: Sequence[float], slots: Sequence[str], most: int = 5) -> list[tuple[str, float]]:
+    """(slot, weight) of the largest weights, the largest first; those below a hundredth are left out."""
+    found = sorted(zip(slots, weights, strict=True), key=lambda pair: -abs(pair[1]))
+    return [(slot, w) for slot, w in found[:most] if abs(w) >= 0.01]
 
 
 def stages(taken: Mapping[str, float], unit: str) -> Table:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
@@ -17,8 +18,10 @@ from starlette.exceptions import HTTPException as RoutingError
 from typing_extensions import TypedDict  # pydantic does not take that of typing before Python 3.12
 
 from anabranch import __version__
-from anabranch.engine.model import Model, backbone_of, needs, twin
-from anabranch.engine.store import open_bundle, same_backbone
+from anabranch.engine.backbone import backbone_of, twin
+from anabranch.engine.given import needs
+from anabranch.engine.model import Model
+from anabranch.engine.store import open_bundle, readable, same_backbone
 from anabranch.errors import InputError, WorkError
 from anabranch.serve import pages, upload
 from anabranch.serve.batcher import Batcher, Unknown, known
@@ -221,8 +224,10 @@ def create_app(run: Path, *, token: str | None = None, limits: Limits = LIMITS) 
     ``app.state`` has run, model, limits, metrics and batcher, whose ``submit`` answers rows.
     """
     folder, bundle = open_bundle(Path(run))
-    backbone = backbone_of(bundle["backbone"]["id"], bundle["dtype"])
-    same_backbone(backbone, bundle, folder)
+    with readable(folder):
+        backbone = backbone_of(bundle["backbone"]["id"], bundle["dtype"])
+        same_backbone(backbone, bundle, folder)
+        model, spare = Model(folder, bundle, twin(backbone)), twin(backbone)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -233,13 +238,14 @@ def create_app(run: Path, *, token: str | None = None, limits: Limits = LIMITS) 
     app = FastAPI(title="anabranch", version=__version__, lifespan=life, summary="Many tasks on one backbone.")
     state = app.state
     state.run, state.limits, state.metrics = Path(run), limits, Metrics()
-    state.model, state.spare = Model(folder, bundle, twin(backbone)), twin(backbone)  # of the batcher's thread, of uploads
+    state.model, state.spare = model, spare  # of the batcher's thread, of uploads
     state.batcher, state.changing = Batcher(state.model, limits, state.metrics), asyncio.Lock()
     app.include_router(health)
     closed = [Depends(HTTPBearer(auto_error=False)), Depends(guard(token))] if token else []
     app.include_router(v1, dependencies=closed)
     app.include_router(pages.router(state, token))
-    app.add_api_route("/metrics", metrics, tags=["health"], dependencies=closed)
+    told: dict[str, Any] = {"tags": ["health"], "dependencies": closed, "responses": troubles(401)}
+    app.add_api_route("/metrics", metrics, response_class=PlainTextResponse, **told)
     app.add_middleware(Counted, metrics=state.metrics)
     for kind, answer in REFUSALS.items():
         app.add_exception_handler(kind, answer)

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
 from anabranch.engine import change, store
 from anabranch.engine.backbone import Backbone
@@ -23,8 +23,7 @@ from anabranch.engine.model import Model
 from anabranch.errors import InputError, WorkError, nearest
 from anabranch.task.plan import task_name
 
-TENSORS, CORPUS = r"[0-9a-f]{32}\.safetensors", r"[0-9a-f]{16}\.jsonl"
-MEMBER = re.compile(rf"(?:bundle/)?(bundle\.json|{TENSORS}|{CORPUS})")
+MEMBER = re.compile(rf"(?:bundle/)?(bundle\.json|{store.TENSORS}|{store.CORPUS})")
 SAMPLE = {"text": "a", "text_b": "b", "tokens": ["a"], "choices": ["a", "b"]}  # a row that every kind can read
 
 
@@ -78,25 +77,6 @@ def unpack(data: bytes, folder: Path, most: int) -> None:
         raise InputError(f"the archive cannot be read ({error!s:.80}); {how}") from None
 
 
-class Record(BaseModel, strict=True, extra="allow"):
-    """What a task's entry in bundle.json must say; what it says is data from outside."""
-
-    kind: str
-    rung: Literal["probe", "delta", "shared"]
-    metric: str
-    labels: list[str | int | float]
-    two: bool
-    mean: list[float]
-    std: list[float]
-    max_length: int | None = Field(None, ge=1)
-    valid: float | None = None
-    test: float | None = None
-    description: str | None = None
-    common: int = 0
-    file: str | None = Field(None, pattern=rf"^{TENSORS}$")
-    corpus: str | None = Field(None, pattern=rf"^{CORPUS}$")
-
-
 def one(folder: Path, name: str, live: Model, backbone: Backbone) -> tuple[Model, str]:
     _, bundle = store.open_bundle(folder)
     store.same_backbone(live.backbone, bundle, folder)
@@ -105,7 +85,7 @@ def one(folder: Path, name: str, live: Model, backbone: Backbone) -> tuple[Model
     if not task:
         raise InputError(f"the archive has {len(tasks)} tasks, none of them {name!r}{nearest(name, tasks)}")
     record = tasks[task]
-    Record.model_validate(record)
+    store.Record.model_validate(record)
     parts = store.parts_of(folder, record["file"])
     if parts.gate or not all(bank.gate.plain for bank in live.banks):
         raise InputError("tasks that share slots through a gate come and go with all their slots: fit the bundle anew")

@@ -99,6 +99,11 @@ def name_of(value: Any) -> str:
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
+def place(name: str, n: int) -> int | None:
+    """A whole number below n from its digits; endless digits, which Python does not convert, are none."""
+    return int(name) if name.isdecimal() and len(name) < 20 and int(name) < n else None
+
+
 def infer_kind(values: list[Any], cols: dict[str, Any], table: Table, declared: bool, corpus: bool) -> str:
     """The kind, where neither the plan nor task.json says it. docs/data.md tells these rules in this order."""
     known = [value for value in values if value is not None]
@@ -173,8 +178,8 @@ class Space:
         name, n = name_of(value), len(self.index)
         if name in self.index and (self.by_name or not whole):
             return self.index[name]
-        if not self.by_name and name.isdecimal() and int(name) < n:
-            return int(name)
+        if not self.by_name and (index := place(name, n)) is not None:
+            return index
         space = f"the {n} declared labels{'' if self.by_name else f' or their indices 0 to {n - 1}'}"
         raise InputError(f"{name!r:.60} is not one of {space}{nearest(name, self.index)}")
 
@@ -209,9 +214,9 @@ class Space:
         choices = item["choices"]
         if isinstance(value, str) and choices.count(value) == 1:
             return int(choices.index(value))
-        if not name_of(value).isdecimal() or int(name_of(value)) >= len(choices):
+        if (index := place(name_of(value), len(choices))) is None:
             raise InputError(f"expected the text of a choice or its index, 0 to {len(choices) - 1}, got {value!r:.60}")
-        return int(name_of(value))
+        return index
 
     def retrieve(self, value: Any, item: dict[str, Any]) -> list[str] | None:
         ids = [str(part) for part in listed(value, "|")]

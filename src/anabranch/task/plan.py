@@ -35,6 +35,7 @@ KINDS = {
 }
 ALIASES = {alias: kind for kind, aliases in KINDS.items() for alias in (kind, *aliases)}
 STAGES = ("look", "features", "probe", "relate", "delta", "share", "choose")
+UNFOLDED, DIGITS = 100_000, 1000  # values of a plan, every alias followed; digits of a whole number
 FILES = ("data", "train", "valid", "test", "corpus")
 
 
@@ -182,8 +183,9 @@ class Plan(Strict):
     @field_validator("gate", "merge", "balance")
     @classmethod
     def method_is_known(cls, spec: Any, info: Any) -> Any:
-        if spec is not None:
-            method(info.field_name, spec)
+        if spec is None:  # a key without a value
+            return cls.model_fields[info.field_name].default
+        method(info.field_name, spec)
         return spec
 
     @field_validator("stages")
@@ -207,7 +209,9 @@ def read_plan(source: Path | str | dict[str, Any] | Plan) -> Plan:
         return checked({"tasks": found_tasks(path)}, Path.cwd(), shown(path), {})
     text, file = read_text(path), shown(path)
     try:
-        node, data = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+        node = yaml.compose(text, yaml.SafeLoader)
+        bounded(node, file)
+        data = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
@@ -215,6 +219,26 @@ def read_plan(source: Path | str | dict[str, Any] | Plan) -> Plan:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a forbidden character, the 31st of February ...
         raise PlacedError(f"broken YAML: {str(error).splitlines()[0]}", file) from None
     return checked(data, path.parent.absolute(), file, dict(key_lines(node, file)))
+
+
+def bounded(node: yaml.Node | None, file: str) -> None:
+    """PlacedError where a few lines of aliases (&a, *a) would unfold to more values than anybody means, or to no end; and for
+    a number of endless digits."""
+    sizes: dict[int, int | None] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = None  # while it is counted
+            children = node.value if isinstance(node, yaml.CollectionNode) else ()
+            sizes[id(node)] = 1 + sum(size(c) for child in children for c in (child if isinstance(child, tuple) else (child,)))
+            if node.tag.endswith(":int") and len(node.value) > DIGITS:  # which Python would not even print
+                raise PlacedError(f"a number of {len(node.value)} digits", file, node.start_mark.line + 1)
+        if (found := sizes[id(node)]) is None:
+            raise PlacedError("a value holds itself: write it out", file, node.start_mark.line + 1)
+        return found
+
+    if node is not None and size(node) > max(UNFOLDED, len(sizes)):
+        raise PlacedError(f"its aliases unfold to more than {UNFOLDED:,} values: write out what is meant", file)
 
 
 def key_lines(node: yaml.Node | None, file: str, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], int]]:
