@@ -450,10 +450,10 @@ def test_one_validation_row(tmp_path, kind):
 @pytest.mark.parametrize("kind", tiny.HEADED)
 def test_no_validation_rows(tmp_path, kind):
     """The probe answers, because nothing shows that more is better; training runs to its end."""
-    place = tiny.folder(tmp_path / "data" / kind, kind, {"train": 30, "test": 9}, split={"valid": 0, "test": 0.2})
+    place = tiny.folder(tmp_path / "data" / kind, kind, {"train": 60, "test": 9}, split={"valid": 0, "test": 0.2})
     results = tiny.fit(tiny.plan(tiny.home() / "bert", tmp_path / "data", [kind]), tmp_path / "run", steps=8)
     task = results["tasks"][kind]
-    assert (task["n_train"], task["n_valid"], task["valid"], task["chosen"]) == (30, 0, None, "probe")
+    assert (task["n_train"], task["n_valid"], task["valid"], task["chosen"]) == (60, 0, None, "probe")
     assert len(task["curve"]) == 8 and task["test"] == load(tmp_path / "run").evaluate(place)[kind]["score"]
 
 
