@@ -454,7 +454,7 @@ def test_no_validation_rows(tmp_path, kind):
     results = tiny.fit(tiny.plan(tiny.home() / "bert", tmp_path / "data", [kind]), tmp_path / "run", steps=8)
     task = results["tasks"][kind]
     assert (task["n_train"], task["n_valid"], task["valid"], task["chosen"]) == (60, 0, None, "probe")
-    assert len(task["curve"]) == 8 and task["test"] == load(tmp_path / "run").evaluate(place)[kind]["score"]
+    assert len(task["curve"]) == 4 and task["test"] == load(tmp_path / "run").evaluate(place)[kind]["score"]
 
 
 def test_no_test_rows(tmp_path):

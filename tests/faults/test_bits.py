@@ -215,19 +215,3 @@ def test_the_command_line_tells_it_in_one_line(run, tmp_path, capsys, monkeypatc
         assert (
             "error: task classify0: its stored delta or head holds NaN" in err if code else json.loads(out)["classify0"] is None
         )
-
-
-def test_training_that_leaves_the_numbers_is_left_out_and_told(tmp_path):
-    """A rate that no task survives: what was before it answers, and the run says why."""
-    place = tiny.folder(tmp_path / "data" / "classify", "classify", {"train": 40, "valid": 12, "test": 12}).parent
-    plan = tiny.plan(
-        tiny.home() / "bert",
-        place,
-        ["classify"],
-        delta={"lora": {"rank": 2, "alpha": 1e30}, "at": ["mlp.out"], "lr": 1e30},
-        seed=1,
-    )
-    results = tiny.fit(plan, tmp_path / "run", steps=3)
-    answers = load(tmp_path / "run").predict("classify", made.ROWS["classify"])
-    assert json.dumps(answers, allow_nan=False) and json.dumps(results, allow_nan=False)
-    assert any("classify" in note and "lower lr" in note for note in results["notes"]), results["notes"]

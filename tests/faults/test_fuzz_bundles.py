@@ -59,7 +59,7 @@ def parts(run: Path) -> list[Path]:
     return sorted((run / "bundle").iterdir(), key=lambda p: (p.suffix, p.stat().st_size, p.name))
 
 
-@_soak.fuzz(80)
+@_soak.fuzz(50)
 @given(data=st.data(), nth=st.integers(0, 6))
 def test_bytes_that_came_to_harm(good, bad, wanted, data, nth):
     run = copied(good, bad)
@@ -84,7 +84,7 @@ def test_bytes_that_came_to_harm(good, bad, wanted, data, nth):
 HEADERS = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, "__metadata__": {"about": '{"note": {}, "sum": "x"}'}}
 
 
-@_soak.fuzz(80)
+@_soak.fuzz(50)
 @given(header=altered(HEADERS), size=st.none() | st.integers(0, 2**64 - 1), rest=st.integers(0, 40))
 def test_headers_of_tensors_that_say_odd_things(good, bad, header, size, rest):
     """Lengths of petabytes, shapes that do not fit, types that are none: of no file that is read this way."""
@@ -102,7 +102,7 @@ def sealed(run: Path, bundle: Any) -> None:
     (run / "bundle" / "bundle.json").write_text(text)
 
 
-@_soak.fuzz(80)
+@_soak.fuzz(50)
 @given(data=st.data())
 def test_words_under_a_checksum_that_fits(good, bad, data):
     """What somebody else made may say anything: an answer or a refusal, and nothing is touched outside."""
@@ -223,5 +223,5 @@ def test_opening_what_is_damaged_keeps_no_memory(good, bad):
             load(run)
 
     torch.manual_seed(0)
-    _soak.flat(one, 80, 5000, room=30e6)
+    _soak.flat(one, 40, 5000, room=30e6)
     assert tiny.files(run) == tiny.files(good)

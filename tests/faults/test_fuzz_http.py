@@ -68,7 +68,7 @@ def test_what_our_own_documentation_allows_and_what_it_does_not(served):
         if operation.method.lower() == "delete":  # what is served stays
             cases = cases.filter(lambda case: str((case.path_parameters or {}).get("name")) not in TASKS)
         send = sender(seen)
-        _soak.fuzz(25, 3000)(given(case=cases)(send))()
+        _soak.fuzz(20, 10_000)(given(case=cases)(send))()
     alive(client, wanted)
     assert {code for line, code in map(lambda s: s.rsplit(" ", 1), seen) if line == "POST /v1/predict"} >= {"404", "422"}, seen
     assert set(load(run).tasks) >= set(TASKS)
@@ -101,7 +101,7 @@ def fine(answer: Any) -> None:
         assert "Traceback" not in answer.text and "/tmp" not in answer.text
 
 
-@_soak.fuzz(80)
+@_soak.fuzz(50)
 @given(data=st.data())
 def test_bodies_that_came_to_harm(served, data):
     client, _, _ = served
@@ -137,7 +137,7 @@ NAMES = [
 ]
 
 
-@_soak.fuzz(60)
+@_soak.fuzz(40)
 @given(
     name=st.sampled_from(NAMES) | texts,
     method=st.sampled_from(["GET", "PUT", "DELETE", "PATCH", "HEAD"]),
@@ -207,5 +207,5 @@ def test_serving_keeps_no_memory(served):
             client.post("/v1/predict", content=good[:at] + rng.choice([b"", b"\xff", b"[", b"9"]) + good[at + rng.randrange(3) :])
         )
 
-    _soak.flat(ask, 40, 10_000, room=30e6)
+    _soak.flat(ask, 20, 10_000, room=30e6)
     alive(client, wanted)

@@ -67,14 +67,14 @@ def test_the_plan_is_a_good_one(place):
     assert check_data(place / "plan.yaml")["ok"]
 
 
-@_soak.fuzz(100)
+@_soak.fuzz(60)
 @given(text=harmed(TEXT.encode()) | st.binary(max_size=60))
 def test_plans_that_came_to_harm(place, text):
     if read(place, text) is not None:
         check_data(place / "plan.yaml")
 
 
-@_soak.fuzz(100)
+@_soak.fuzz(60)
 @given(plan=altered(yaml.safe_load(TEXT)) | values)
 def test_plans_that_say_odd_things(place, plan):
     if read(place, yaml.safe_dump(plan).encode("utf-8", "surrogatepass")) is not None:
@@ -142,7 +142,7 @@ def test_reading_plans_keeps_no_memory(place):
     for _ in range(20):
         at = rng.randrange(len(TEXT))
         texts.append((TEXT[:at] + rng.choice(["", "\0", "[", "&a ", "é"]) + TEXT[at + rng.randrange(9) :]).encode())
-    _soak.flat(lambda i: read(place, texts[i % len(texts)]), 100)
+    _soak.flat(lambda i: read(place, texts[i % len(texts)]), 60)
 
 
 def test_a_plan_that_is_written_for_any_folder_is_yaml():

@@ -58,7 +58,7 @@ usual = st.fixed_dictionaries(
 )
 
 
-@_soak.fuzz(100)
+@_soak.fuzz(50)
 @given(rows=st.lists(usual | usual | plain, min_size=1, max_size=12), spec=specs)
 def test_rows_of_odd_values(tmp_path_factory, rows, spec):
     text = "\n".join(json.dumps(row) for row in rows)  # half characters are escaped, as JSON may have them
@@ -66,7 +66,7 @@ def test_rows_of_odd_values(tmp_path_factory, rows, spec):
     told(home(tmp_path_factory), json.dumps(rows).encode(), spec, ".json")
 
 
-@_soak.fuzz(100)
+@_soak.fuzz(50)
 @given(table=st.lists(st.lists(cells, min_size=1, max_size=6), min_size=1, max_size=12), header=st.permutations(COLUMNS), spec=specs, ending=st.sampled_from([".csv", ".tsv"]),
        quoted=st.booleans())  # fmt: skip
 def test_tables_of_odd_cells(tmp_path_factory, table, header, spec, ending, quoted):
@@ -85,7 +85,7 @@ GOOD = {
 GOOD_CSV = "text,label\n" + "".join(f'"{row["text"]}",{row["label"]}\n' for row in tiny.rows("classify", 12))
 
 
-@_soak.fuzz(100)
+@_soak.fuzz(50)
 @given(data=st.data(), kind=st.sampled_from(sorted(GOOD)))
 def test_files_that_came_to_harm(tmp_path_factory, data, kind):
     place = home(tmp_path_factory)
@@ -142,7 +142,7 @@ def test_reading_rows_keeps_no_memory(tmp_path):
         for _ in range(4):
             at = rng.randrange(len(data))
             files.append((kind, data[:at] + rng.choice([b"", b"\xff", b"[", b'"']) + data[at + rng.randrange(5) :]))
-    _soak.flat(lambda i: told(tmp_path, files[i % len(files)][1], {"kind": files[i % len(files)][0]}), 100)
+    _soak.flat(lambda i: told(tmp_path, files[i % len(files)][1], {"kind": files[i % len(files)][0]}), 60)
 
 
 # ---- rows that a model answers
@@ -160,7 +160,7 @@ asks = st.lists(
 )  # fmt: skip
 
 
-@_soak.fuzz(60)
+@_soak.fuzz(50)
 @given(lines=st.sampled_from(ASKED).flatmap(harmed) | asks.map(lambda rows: "\n".join(map(json.dumps, rows)).encode()),
        task=st.sampled_from(["all", *tiny.HEADED]))  # fmt: skip
 def test_every_line_has_its_answer_or_its_error(model, lines, task):
@@ -182,4 +182,4 @@ def test_answering_keeps_no_memory(model):
         with pytest.raises(InputError):
             model.predict("pair", [{"text": text}])
 
-    _soak.flat(ask, 40, 5000, room=30e6)
+    _soak.flat(ask, 20, 5000, room=30e6)
