@@ -31,7 +31,7 @@ from anabranch.engine.run import Run
 from anabranch.engine.train import ROWS, Learner, Trainer
 from anabranch.engine.workers import drained, each
 
-SHOTS = 16  # labelled rows a class, on average, up to which a task is trained in this way
+SHOTS, MOST = 16, 256  # labelled rows a class, on average, and in all, up to which a task is trained in this way
 STEPS, PASSES = 30, 4  # optimiser steps at least, and passes over the rows
 RATE = 0.6  # of the delta's learning rate
 SHARPNESS, STRENGTH = 3.0, 1.0  # of the names' directions; inverse strength of the penalty
@@ -55,7 +55,7 @@ def few(job: Job) -> bool:
     labels = [*job.parts["train"].labels, *job.parts["valid"].labels]
     counts = Counter(map(str, labels))
     enough = len(counts) == len(job.kind.labels) > 1 and min(counts.values()) > 1
-    return job.task.kind == "classify" and enough and len(labels) <= SHOTS * len(counts)
+    return job.task.kind == "classify" and enough and len(labels) <= min(MOST, SHOTS * len(counts))
 
 
 def names_of(run: Run, job: Job) -> list[int]:
