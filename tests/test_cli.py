@@ -76,13 +76,15 @@ class Engine:
 def engine(monkeypatch, tmp_path) -> Engine:
     fake = Engine()
     places = {
-        "engine.fit": ["fit"], "engine.change": ["add", "remove", "merge", "export"], "engine.cache": ["cache_dir", "clear"],
+        "engine.fit": ["fit"], "engine.change": ["add", "remove", "merge", "export"],
         "world.docstrings": ["docstrings"],
     }  # fmt: skip
     for place, names in places.items():
         module = types.ModuleType(f"anabranch.{place}")
         vars(module).update({name: getattr(fake, name) for name in names})
         monkeypatch.setitem(sys.modules, module.__name__, module)
+    for name in ("cache_dir", "clear"):
+        monkeypatch.setattr(f"anabranch.engine.cache.{name}", getattr(fake, name))
     model = types.ModuleType("anabranch.engine.model")
     model.load = lambda *args: fake.calls.append(("load", args, {})) or fake  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, model.__name__, model)

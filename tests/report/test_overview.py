@@ -18,7 +18,7 @@ def test_no_page_is_stale(path: Path) -> None:
 @pytest.mark.parametrize(("family", "text"), [("merge", overview.merging()), ("balance", overview.balancing())])
 def test_every_method_has_a_line(family: str, text: str) -> None:
     for name in every(family):
-        assert text.count(f"\n| `{name}` | ") == 1, name
+        assert text.count(f"\n| `{name}` | ") >= 1, name
     for row in text.splitlines():
         assert not row.startswith("|") or row.replace("\\|", "").count("|") in (5, 6), row
 

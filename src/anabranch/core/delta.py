@@ -126,7 +126,7 @@ def mix(delta: Delta, gate: Gate, own: Params, shared: Params, keys: Params, min
             some = on.view(-1, on.shape[-1]).any(0)
             blended = gate.blend(delta, {n: torch.where(_like(some, t), t, 0) for n, t in own.items()}, weight)
             return torch.where(on.any(), delta.apply(blended | shared, row).flatten(0, -2), 0.0)
-        if type(gate).combine is Gate.combine and type(delta).factors is not Delta.factors:  # one wide product for all slots
+        if type(gate).combine is Gate.combine and delta.factors({n: t[0] for n, t in own.items()}):  # one wide product for all
             a, b = vmap(delta.factors)(own)  # type: ignore[misc]
             bad = ~(a.isfinite().flatten(1).all(1) & b.isfinite().flatten(1).all(1))
             a, b = torch.where(_like(bad, a), 0.0, a), torch.where(_like(bad, b), 0.0, b)
