@@ -52,10 +52,11 @@ def folders(place: Path, tasks: int, each: int, test: int) -> dict[str, Any]:
 
 def fitted(place: Path, tasks: int, each: int, test: int, passes: int, delta: Any = "lora") -> dict[str, Any]:
     """Seconds, sizes and memory of one fit."""
-    from anabranch.engine import run
+    from anabranch.engine import fewshot, run
     from anabranch.engine.fit import fit
 
-    run.EPOCHS, run.STEPS = passes, 1  # small tasks would take more passes than large ones
+    run.EPOCHS, run.STEPS = passes, 1  # small tasks would take more passes than large ones,
+    fewshot.MOST = 0  # and be trained in another way
     plan = {"stages": STAGES, "delta": delta, "tasks": folders(place / "data", tasks, each, test)}
     before, cpu = bench.anonymous(), time.process_time()
     with bench.peak() as most:
