@@ -439,7 +439,7 @@ def soak(a: Any, temp: Path) -> dict[str, Any]:
         crowd = processes.submit(crowded, url, a.crowd).result() if a.crowd else None
     late = memory[len(memory) // 4 :] or memory
     flat = {"first": memory[0], "quarter": late[0], "last": memory[-1], "most": max(memory)}
-    facts = {"seconds": seconds, "changes": changes, "memory_mb": flat, "crowd": crowd}
+    facts = {"took": seconds, "changes": changes, "memory_mb": flat, "crowd": crowd}
     print()
     bench.table(["", ""], [[k, str(v)] for k, v in (found | facts).items()])
     return found | facts
