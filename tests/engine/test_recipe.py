@@ -38,9 +38,10 @@ def test_one_pass_gives_the_gradients_that_copies_give(tmp_path):
     torch.testing.assert_close(two.grads(two.theta)[:2], one.grads(one.theta), rtol=1e-3, atol=1e-6)
     for a, b in zip(apart.heads, once.heads, strict=True):
         torch.testing.assert_close(a["W"].grad, b["W"].grad, rtol=1e-3, atol=1e-6)
-    way, grads = torch.randn_like(two.theta), two.grads(two.theta)
-    rise = (two.losses(two.theta + 3e-4 * way) - two.losses(two.theta - 3e-4 * way)) / 6e-4
-    torch.testing.assert_close(rise, grads @ way, rtol=0.05, atol=1e-2)
+    for r, g in enumerate(two.grads(two.theta)):  # along each gradient, where the rise stands out of rounding
+        step = 5e-4 * g / g.norm()
+        rise = (two.losses(two.theta + step) - two.losses(two.theta - step))[r] / 1e-3
+        torch.testing.assert_close(rise, g.norm(), rtol=0.1, atol=1e-2)
 
 
 def test_terms_see_the_texts_that_all_tasks_share(tmp_path):
@@ -61,7 +62,7 @@ def test_terms_see_the_texts_that_all_tasks_share(tmp_path):
 def test_a_balancers_own_losses_take_the_place_of_those_of_kinds_without_classes(tmp_path):
     made, jobs = trainer(tmp_path, "retrieve", "pair", "regress")
     said = beside(make("balance", "codiemb"))
-    assert said.together == 1 and beside(make("balance", "famo")) == Beside() == beside(make("balance", "upgrad"))
+    assert said.together == 1 and beside(make("balance", "famo")) == Beside() == beside(make("balance", "dwa"))
     retrieve, pair, regress = (job for job, _ in trained(made, jobs, said))
     out = torch.randn(8, 5)
     assert torch.equal(retrieve.kind.loss(out, None, [2] * 4), contrastive(out, None, [2] * 4))
