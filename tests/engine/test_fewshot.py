@@ -8,7 +8,7 @@ from engine import _tiny as tiny
 
 from anabranch.engine import fewshot, linear
 from anabranch.engine.cache import read_json
-from anabranch.engine.job import Part
+from anabranch.engine.job import Part, spelled
 from anabranch.engine.model import load
 
 
@@ -24,12 +24,8 @@ def test_loss_by_hand():
 def test_halves_share_out_every_class():
     part = Part([[i] for i in range(7)], torch.tensor([0, 0, 0, 0, 1, 1, 1]), [0, 0, 0, 0, 1, 1, 1])
     (a, b), (c, d) = fewshot.halves(part)
-    assert (
-        a == d
-        and b == c
-        and sorted(a + b) == list(range(7))
-        and {part.labels[i] for i in a} == {0, 1} == {part.labels[i] for i in b}
-    )
+    assert a == d and b == c and sorted(a + b) == list(range(7))
+    assert {part.labels[i] for i in a} == {0, 1} == {part.labels[i] for i in b}
 
 
 def test_head_around_names_is_the_names_where_rows_say_nothing():
@@ -42,12 +38,23 @@ def test_head_around_names_is_the_names_where_rows_say_nothing():
     assert torch.allclose(found["W"], around)
 
 
-def test_a_task_of_few_rows_answers_by_what_halves_chose(tmp_path):
+def test_labels_are_spelled_as_words():
+    assert spelled(["AddToPlaylist", "add_to_playlist", "science/technology", "joy"]) == [
+        "add to playlist", "add to playlist", "science technology", "joy"]  # fmt: skip
+
+
+@pytest.mark.parametrize("probe", [True, False])
+def test_a_task_of_few_rows_answers_by_what_halves_chose(tmp_path, monkeypatch, probe):
+    judged = []
+    monkeypatch.setattr(fewshot, "better", lambda job, new, old, seed: judged.append((job, new, old)) or probe)
     place, plan = tmp_path / "data" / "few", tiny.plan(tiny.home() / "bert", tmp_path / "data", ["few"])
     tiny.folder(place, "classify", {"train": 30, "valid": 3, "test": 12})
     results = tiny.fit(plan, tmp_path / "run")
     task = results["tasks"]["few"]
-    assert any("few-shot" in note for note in results["notes"]) and task["chosen"] in ("probe", "delta")
+    assert any("few-shot" in note for note in results["notes"]) and task["chosen"] == ("probe" if probe else "delta")
+    (job, new, old), *_ = judged
+    assert len(job.parts["valid"]) == 33 == len(new.losses) == len(old.losses) and (new.name, old.name) == ("probe", "delta")
+    assert task["valid"] == (new if probe else old).valid
     assert load(tmp_path / "run").evaluate(tmp_path / "data")["few"]["score"] == task["test"]
     again = tiny.fit(plan, tmp_path / "run", resume=True)
     assert again["tasks"]["few"]["test"] == task["test"] == read_json(tmp_path / "run" / "results.json")["tasks"]["few"]["test"]

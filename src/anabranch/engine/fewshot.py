@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 
 from anabranch.engine import linear
 from anabranch.engine.choose import Rung, better, climb, tested
-from anabranch.engine.job import Head, Job, Part, fresh
+from anabranch.engine.job import Head, Job, Part, fresh, spelled
 from anabranch.engine.linear import View, frozen, inputs, outputs, solve
 from anabranch.engine.merging import taken
 from anabranch.engine.passes import TOKENS, Slot
@@ -60,13 +60,14 @@ def few(job: Job) -> bool:
 
 def names_of(run: Run, job: Job) -> list[int]:
     """Units of the labels' names; none where a name has no word in it."""
-    words = [re.sub(r"(?<=[a-z])(?=[A-Z])|[_/]", " ", label).lower() for label in job.kind.labels]
+    words = spelled(job.kind.labels)
     if not all(re.search(r"[^\W\d_]{2}", word) for word in words):
         return []
     return run.features.add(run.backbone.tokens([NAME.format(word) for word in words], job.task.max_length))
 
 
 def head_of(run: Run, job: Job, part: Part, view: View, names: Sequence[int]) -> Head:
+    """The head of ``part``'s rows under a view, around the directions of the names, where there are any."""
     counts, d = job.counts(run.features, part.units), run.backbone.d
     x = inputs(job, part.units, view, counts, d)[:, :d]
     head, around = fresh(len(job.kind.labels), x, d), torch.zeros(len(job.kind.labels), d)
@@ -90,7 +91,7 @@ def trained(run: Run, jobs: Sequence[Job], told: Any) -> None:
     wholes = {job.name: linear.whole(job) for job in jobs}
     names = {job.name: names_of(run, job) for job in jobs}
     run.features.run()
-    todo, parts = [], dict[str, tuple[Job, Part]]()
+    todo = []
     for job in jobs:
         rows = [list(range(len(wholes[job.name]))), *(learn for learn, _ in halves(wholes[job.name]))]
         for i, learn in enumerate(rows):
@@ -98,7 +99,7 @@ def trained(run: Run, jobs: Sequence[Job], told: Any) -> None:
             y = torch.cat([part.y, torch.arange(len(names[job.name]))])
             more = Part(part.units + [[u] for u in names[job.name]], y, [*part.labels, *range(len(names[job.name]))])
             one = replace(job, name=name, parts=dict(job.parts) | {"train": more, "valid": taken(part, [])})
-            steps, parts[name] = -(-len(more) // ROWS), (job, part)
+            steps = -(-len(more) // ROWS)
             todo.append((one, run.rungs[job.name][0].head, max(PASSES, -(-STEPS // steps)), run.key(one, "few", STEPS)))
 
     def worker() -> Any:

@@ -1,5 +1,6 @@
 """A task as the loops see it: its rows as numbers of units, its targets, its kind; and the linear head."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,11 @@ def job_of(task: Task, features: Features) -> Job:
             f"task {task.name}: kind generate needs a causal backbone (GPT-2, Llama, ...), got {features.backbone.id}"
         )
     return Job(task.name, kind, metric, parts, documents, task.weight, task)
+
+
+def spelled(labels: Sequence[str]) -> list[str]:
+    """Labels as words: ``AddToPlaylist`` and ``add_to_playlist`` are "add to playlist"."""
+    return [re.sub(r"(?<=[a-z])(?=[A-Z])|[_/]", " ", label).lower() for label in labels]
 
 
 def default_metric(task: Task, kind: Kind) -> str:

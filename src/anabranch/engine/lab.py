@@ -4,7 +4,6 @@ A claim is ``claims/<row_id>.py`` with ``claim(lab) -> {way: {case: number}}``. 
 what made it, so that a claim which was killed goes on, and claims share their baselines.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from anabranch.engine import linear, small, store
 from anabranch.engine.backbone import Backbone, backbone_of
 from anabranch.engine.cache import cache_dir, checksum, digest, recall, write_tensors
 from anabranch.engine.features import Features
-from anabranch.engine.job import Head, Job, fresh, job_of
+from anabranch.engine.job import Head, Job, fresh, job_of, spelled
 from anabranch.engine.linear import View
 from anabranch.engine.merging import After, Merged, merged
 from anabranch.engine.passes import Routes, Slot, seeded
@@ -137,7 +136,7 @@ class Suite:
         b, heads = self.features.backbone, {}
         names = Features(b, self.features.folder, self.features.tail)
         for name, job in self.jobs.items():
-            words = [re.sub(r"(?<=[a-z])(?=[A-Z])|[_/]", " ", label).lower() for label in job.kind.labels]
+            words = spelled(job.kind.labels)
             x = self.features.vectors[[u for row in job.parts["train"].units for u in row]][:, : b.d]
             head = fresh(len(words), x, b.d)
             said = names.add(b.tokens(words))
