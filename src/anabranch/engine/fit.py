@@ -7,14 +7,14 @@ killed run goes on where it was and ends in the same bits.
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, get_num_threads
+from torch import get_num_threads
 
 from anabranch.core.bank import Bank
 from anabranch.core.gate import Gate
@@ -28,7 +28,7 @@ from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, job_of, kind_of
 from anabranch.engine.passes import TOKENS, seeded
 from anabranch.engine.profile import profile
-from anabranch.engine.recipe import Group, jointly
+from anabranch.engine.recipe import jointly, unpacked
 from anabranch.engine.result import finish, numbers_of, results_of, served
 from anabranch.engine.run import Run, Told, epochs_of, estimate
 from anabranch.engine.seen import seen
@@ -286,31 +286,28 @@ def shared(run: Run) -> None:
     except FloatingPointError as error:
         run.notes.append(f"the shared slot is left out: {error}; lower lr")
         return None
-    theta = clustered(run, groups) if len(groups) > 1 else groups[0][0]
-    learners = [learner for _, members in groups for learner in members]
-    for i, bank in enumerate(run.banks):
-        if f"{i}.shared" in theta:
-            run.gated[i].tables["shared"].data[1] = bank.tables["shared"].data[1] = theta[f"{i}.shared"][0]
-    slots = [{n: rows[k] for n, rows in theta.items() if not n.endswith(".shared")} for k in range(slots_of(gate) * len(groups))]
-    widest = max(numbers_of(learner.head) for learner in learners)
-    found = each(learners, lambda m: served(run, run.gated, "shared", m.job, slots, m.theta, widest))
-    for learner, rung in zip(learners, found, strict=True):
-        run.rungs[learner.job.name].append(rung)
+    slots, takes, learners = unpacked(groups, slots_of(gate), run.banks)
+    if len(groups) > 1:
+        clustered(run, takes, learners)
+    for bank, own in zip(run.gated, run.banks, strict=True):
+        bank.tables["shared"].data[1:] = own.tables["shared"].data[1:]
+    widest = max(numbers_of(learner.head) for learner in learners.values())
+    found = each(list(learners.values()), lambda m: served(run, run.gated, "shared", m.job, slots, m.theta, widest))
+    for name, rung in zip(learners, found, strict=True):
+        run.rungs[name].append(rung)
     return None
 
 
-def clustered(run: Run, groups: Sequence[Group]) -> dict[str, Tensor]:
-    """Numbers [groups, n] of one slot a group; banks and learners get a gate that gives each task its own group's."""
-    if not run.gated[0].gate.plain or any(bank.tables["shared"].n for bank in run.banks):
-        raise InputError(f"balance {run.plan.balance!r} makes slots of its own: take gate by_task and a delta such as lora")
-    gate, one = make("gate", "fixed"), torch.eye(len(groups))
-    run.gated = [Bank.make(b.delta, gate, b.sites, seeded(run.plan.seed, "gated", i), None, b.stage, len(groups))
+def clustered(run: Run, takes: Mapping[str, list[int]], learners: Mapping[str, Learner]) -> None:
+    """Gives banks and learners a gate under which a task takes its own group's slot, of all that there are."""
+    if not run.gated[0].gate.plain:
+        raise InputError(f"balance {run.plan.balance!r} makes slots of its own: take gate by_task")
+    one = torch.eye(1 + max(slot for found in takes.values() for slot in found))
+    run.gated = [Bank.make(b.delta, make("gate", "fixed"), b.sites, seeded(run.plan.seed, "gated", i), None, b.stage, len(one))
                  for i, b in enumerate(run.banks)]  # fmt: skip
-    for k, (_, learners) in enumerate(groups):
-        for learner in learners:
-            learner.theta |= {f"{i}.gate": bank.tables["gate"].row({s.key: {"c": one[k]} for s in bank.sites})
-                              for i, bank in enumerate(run.gated)}  # fmt: skip
-    return {n: torch.cat([theta[n] for theta, _ in groups]) for n in groups[0][0]}
+    for name, learner in learners.items():
+        learner.theta |= {f"{i}.gate": bank.tables["gate"].row({s.key: {"c": one[takes[name][0]]} for s in bank.sites})
+                          for i, bank in enumerate(run.gated)}  # fmt: skip
 
 
 def over_library(run: Run) -> None:
