@@ -98,6 +98,20 @@ def test_a_balance_of_several_trainings_by_its_keyword(tmp_path, monkeypatch, ba
     assert {n: t["shared"] for n, t in again["tasks"].items()} == {n: t["shared"] for n, t in found["tasks"].items()}
 
 
+def test_domains_train_an_expert_each(tmp_path, monkeypatch):
+    gate = {"enforced": {"domains": {"numbers": ["regress"], "words": ["pair", "classify"]}}}
+    found, model = fitted(tmp_path, monkeypatch, "shared", gate=gate, balance="pcgrad")
+    assert read_json(tmp_path / "run" / "bundle" / "bundle.json")["shared"]["slots"] == 2
+    for name, value in measured(model).items():
+        assert value == pytest.approx(found["tasks"][name]["shared"], abs=1e-6), name
+    gates = dict(zip(model.tasks, model.banks[-1].tables["gate"].data[1:].tolist(), strict=True))
+    assert gates["pair"] == gates["classify"] != gates["regress"]
+    with pytest.raises(InputError, match="'pairs' of domain words is no task of the plan; did you mean pair"):
+        tiny.fit(tiny.plan(tiny.home() / "bert", tiny.home() / "data", NAMES,
+                           gate={"enforced": {"domains": {"words": ["pairs"]}}}), tmp_path / "other")  # fmt: skip
+    assert not (tmp_path / "other" / "work" / "features").exists()
+
+
 def test_losses_of_the_balancers_own_by_its_keyword(tmp_path, monkeypatch):
     plan = tiny.plan(tiny.home() / "bert", tiny.home() / "data", ("retrieve", "pair")) | {"stages": EVERY, "balance": "codiemb"}
     with tiny.quick(4):

@@ -11,10 +11,11 @@ DOMAINS = {"science": ["physics", "biology"], "law": ["courts"]}
 TASKS = ["courts", "physics", "chat", "biology", "mail"]
 
 
-def test_the_slot_of_a_task_is_that_of_its_domain():
+def test_tasks_of_a_domain_train_together():
     gate = make("gate", {"enforced": {"domains": DOMAINS}})
-    assert gate.candidates(TASKS) == [[2], [1], [3], [1], [4]]
-    assert make("gate", "enforced").candidates(TASKS) == [[1], [2], [3], [4], [5]]
+    assert gate.groups(TASKS) == [["physics", "biology"], ["courts"], ["chat"], ["mail"]]
+    assert make("gate", "enforced").groups(TASKS) == [[t] for t in TASKS]
+    assert make("gate", "by_task").groups(TASKS) == [TASKS]
 
 
 @pytest.mark.parametrize(("domains", "said"), [
@@ -23,7 +24,7 @@ def test_the_slot_of_a_task_is_that_of_its_domain():
 ])  # fmt: skip
 def test_domains_that_cannot_be(domains, said):
     with pytest.raises(InputError, match=said):
-        make("gate", {"enforced": {"domains": domains}}).candidates(TASKS)
+        make("gate", {"enforced": {"domains": domains}}).groups(TASKS)
 
 
 @pytest.mark.parametrize("domains", [{"a": "chat"}, ["chat"], {"a": 3}, "chat"])
@@ -36,7 +37,7 @@ def test_experts_are_copies_of_f_s_own_mlp():
     """A mixed batch answers as separate models, each with the MLPs of one domain in the place of f's; slot by task name."""
     f, inputs = backbone("bert"), batch("bert")
     made = bank(f, "dense", {"enforced": {"domains": DOMAINS}}, at=["mlp.in", "mlp.out"], slots=4, spread=0.05)
-    ids = [found[0] for found in made.gate.candidates(TASKS)]
+    ids = [next(k for k, group in enumerate(made.gate.groups(TASKS), 1) if task in group) for task in TASKS]
     got = run(Adapted(f, [made]), inputs, ids)
     for i, slot in enumerate(ids):
         one = loaded(f, fold(f, [(made, slot, 1.0)]))

@@ -1,7 +1,7 @@
 """How much of each delta a row gets: ``w_t(x, task)``. A gate is written for ONE row and its k candidate slots."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -33,6 +33,10 @@ class Gate(ABC):
     def learner(self) -> "Gate":
         """The gate under which a slot's key is learned, with that slot as the only candidate."""
         return self
+
+    def groups(self, tasks: Sequence[str]) -> list[list[str]]:
+        """Tasks that train their slots together, one group after another: all of them, unless the gate knows better."""
+        return [list(tasks)]
 
     @abstractmethod
     def weigh(self, own: "Params", keys: "Params", at: "At", on: Tensor) -> Tensor:

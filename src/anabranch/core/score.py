@@ -26,6 +26,4 @@ def pick(score: Tensor, size: int) -> Tensor:
 def kept(score: Tensor, share: float) -> Tensor:
     """A bool mask of score's shape: True at the ``budget`` highest scores, exactly that many."""
     flat = score.reshape(-1)
-    mask = torch.zeros(len(flat), dtype=torch.bool, device=score.device)
-    mask[pick(flat, budget(len(flat), share))] = True
-    return mask.view_as(score)
+    return torch.zeros_like(flat, dtype=torch.bool).index_fill(0, pick(flat, budget(len(flat), share)), True).view_as(score)

@@ -7,7 +7,7 @@ killed run goes on where it was and ends in the same bits.
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -73,7 +73,7 @@ def fit(
     banks, rates = banks_of(plan, backbone, tasks, notes)
     depth = max(0, min((s.depth for bank in banks for s in bank.sites), default=0))
     store = Features(backbone, out / "work" / "features", depth)
-    run = Run(plan, out, told, machine, tasks, backbone, store, banks, rates, gated_of(plan, banks, len(tasks)), notes=notes)
+    run = Run(plan, out, told, machine, tasks, backbone, store, banks, rates, gated_of(plan, banks, list(tasks)), notes=notes)
     run.jobs = {name: job_of(task, run.features) for name, task in tasks.items()}
     if dry:
         return estimate(run, stages)
@@ -166,12 +166,13 @@ def banks_of(plan: Plan, backbone: Backbone, tasks: dict[str, Task], notes: list
     return banks, rates
 
 
-def gated_of(plan: Plan, banks: list[Bank], tasks: int) -> list[Bank]:
+def gated_of(plan: Plan, banks: list[Bank], tasks: Sequence[str]) -> list[Bank]:
     """The banks of the shared rung: one slot for all tasks, or the plan's gate over slots of its own or over a library."""
     gate = make("gate", plan.gate)
+    gate.groups(tasks)  # says what is wrong with them
     if gate.plain:
         return banks
-    routes = tasks if gate.library else slots_of(gate)
+    routes = len(tasks) if gate.library else slots_of(gate)
     if (gate.top or 1) > routes:
         raise InputError(f"gate {card(gate)['method'].partition('.')[2]} keeps {gate.top} slots a row, there are {routes}")
     made = (Bank.make(b.delta, gate, b.sites, seeded(plan.seed, "gated", i), None, b.stage, routes) for i, b in enumerate(banks))
@@ -272,7 +273,7 @@ def common_of(run: Run) -> list[str]:
 
 def shared(run: Run) -> None:
     """Slots that all tasks train together, with the plan's balance and gate; or a gate over the tasks' own slots."""
-    gate = run.gated[0].gate
+    gate = make("gate", run.plan.gate)
     if gate.library:
         return over_library(run)
     if len(run.jobs) < 2 and gate.plain and not any(bank.tables["shared"].n for bank in run.banks):
@@ -282,7 +283,8 @@ def shared(run: Run) -> None:
     key = digest([run.key(job, epochs) for job, _ in pairs], str(run.plan.balance), str(run.plan.gate))
     try:
         groups = jointly(trainer, pairs, epochs, run.plan.balance or "mean", key,
-                         lambda done, of: run.told("share", done, of, "passes"), slots_of(gate))  # fmt: skip
+                         lambda done, of: run.told("share", done, of, "passes"), slots_of(gate),
+                         gate.groups(list(run.jobs)))  # fmt: skip
     except FloatingPointError as error:
         run.notes.append(f"the shared slot is left out: {error}; lower lr")
         return None
@@ -301,7 +303,7 @@ def shared(run: Run) -> None:
 def clustered(run: Run, takes: Mapping[str, list[int]], learners: Mapping[str, Learner]) -> None:
     """Gives banks and learners a gate under which a task takes its own group's slot, of all that there are."""
     if not run.gated[0].gate.plain:
-        raise InputError(f"balance {run.plan.balance!r} makes slots of its own: take gate by_task")
+        raise InputError(f"balance {run.plan.balance!r} makes slots of its own: take gate by_task or enforced")
     one = torch.eye(1 + max(slot for found in takes.values() for slot in found))
     run.gated = [Bank.make(b.delta, make("gate", "fixed"), b.sites, seeded(run.plan.seed, "gated", i), None, b.stage, len(one))
                  for i, b in enumerate(run.banks)]  # fmt: skip

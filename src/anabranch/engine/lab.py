@@ -211,7 +211,7 @@ class Suite:
                lr: float | None = None) -> "Trained":  # fmt: skip
         """All tasks train the same slots (as many as the gate says) and each its own head and row of the gate.
 
-        A balance that trains slots for groups of tasks apart: each task takes those of its group.
+        Where a balance or the gate trains slots for groups of tasks apart, each task takes those of its group.
         """
         gate = make("gate", gate)
         slots = slots or (1 if gate.plain else int(getattr(gate, "slots", 4)))
@@ -219,7 +219,7 @@ class Suite:
         trainer = self.trainer(banks, rates)
         key = digest([self.key(banks, rates, n, epochs, "shared") for n in self.jobs], str(balance), str(gate), slots)
         pairs = [(job, self.heads[n]) for n, job in self.jobs.items()]
-        groups = jointly(trainer, pairs, epochs, balance, key, slots=slots)
+        groups = jointly(trainer, pairs, epochs, balance, key, slots=slots, apart=gate.groups(list(self.jobs)))
         rows, takes, learners = unpacked(groups, slots, banks)
         heads = {n: learners[n].head for n in self.jobs}
         gates = {n: {k: t for k, t in learners[n].theta.items() if k.endswith(".gate")} for n in self.jobs}

@@ -27,9 +27,18 @@ Group = tuple[dict[str, Tensor], list[Learner]]  # numbers of shared slots, and 
 
 def jointly(
     trainer: Trainer, jobs: Sequence[tuple[Job, Head]], epochs: int, spec: Any, key: str,
-    progress: Callable[[int, int], None] = lambda done, of: None, slots: int = 1,
+    progress: Callable[[int, int], None] = lambda done, of: None, slots: int = 1, apart: Sequence[Sequence[str]] = (),
 ) -> list[Group]:  # fmt: skip
-    """``slots`` slots that all tasks train under a plan's ``balance``; for a recipe those of each run that serves tasks."""
+    """``slots`` slots that all tasks train under a plan's ``balance``; for a recipe those of each run that serves tasks.
+
+    ``apart``: groups of tasks, each of which trains slots of its own.
+    """
+    if len(apart) > 1:
+        parts = [[pair for pair in jobs if pair[0].name in names] for names in apart]
+        specs = [spec if len(part) > 1 else "mean" for part in parts]  # one task alone has nothing to be balanced with
+        trained = (jointly(trainer, part, epochs, s, digest(key, [job.name for job, _ in part]), progress, slots)
+                   for part, s in zip(parts, specs, strict=True))  # fmt: skip
+        return [group for groups in trained for group in groups]
     method = make("balance", spec)
     own = getattr(method, "__wrapped__", method)
     if next(iter(signature(own).parameters)) != "train":

@@ -37,15 +37,14 @@ class Enforced(Gate):
     def weigh(self, own: Params, keys: Params, at: At, on: Tensor) -> Tensor:
         return on.to(at.y.dtype)
 
-    def candidates(self, tasks: Sequence[str]) -> list[list[int]]:
-        """Slots of each task, just the one of its domain: domains in their order from 1 on, then tasks on their own."""
-        slots: dict[str, int] = {}
-        for number, (domain, members) in enumerate((self.domains or {}).items(), 1):
+    def groups(self, tasks: Sequence[str]) -> list[list[str]]:
+        """The domains in their order, each with its tasks, then tasks on their own."""
+        of: dict[str, str] = {}
+        for domain, members in (self.domains or {}).items():
             for task in members:
-                if task in slots or task not in tasks:
-                    why = "is in another domain too" if task in slots else f"is no task of the plan{nearest(task, tasks)}"
+                if task in of or task not in tasks:
+                    why = "is in another domain too" if task in of else f"is no task of the plan{nearest(task, tasks)}"
                     raise InputError(f"gate enforced: {task!r} of domain {domain} {why}")
-                slots[task] = number
-        alone = (t for t in tasks if t not in slots)
-        slots |= {task: number for number, task in enumerate(alone, len(self.domains or {}) + 1)}
-        return [[slots[task]] for task in tasks]
+                of[task] = domain
+        found = [[t for t in tasks if of.get(t) == domain] for domain in self.domains or {}]
+        return [group for group in found if group] + [[t] for t in tasks if t not in of]
