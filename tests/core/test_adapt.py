@@ -101,6 +101,8 @@ def test_long_runs_stand_alone_and_short_ones_are_gathered_together():
     parts = [(p.start, p.stop, p.same, p.full) for p in Route.to(ids).stretches(matrix=False)]
     n = LONG_RUN
     assert parts == [(0, 3, False, False), (3, 3 + n, True, True), (3 + n, 5 + n, False, True), (5 + n, 5 + 2 * n, True, False)]
+    many = Route.to([1, *[2] * n] * 3)  # so many parts that all rows are gathered instead
+    assert many.stretches(matrix=False) == [(0, 3 * n + 3, False, True)] and len(many.stretches(matrix=True)) == 6
     assert all(p.same for p in Route.to(ids).stretches(matrix=True)) and len(Route.to(ids).stretches(matrix=True)) == 7
     assert [p.same for p in Route(torch.tensor(ids)[:, None]).stretches(matrix=True)] == [False]
 

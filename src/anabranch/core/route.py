@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,8 @@ from anabranch.core.bank import Bank, Tree
 from anabranch.core.delta import Delta, Params
 from anabranch.errors import InputError
 
-LONG_RUN = 4  # rows in a row with the same slots from which one shared product beats a batched one (measured)
+LONG_RUN = 6  # rows in a row with the same slots from which one shared product beats a batched one (measured)
+FEW = 4  # parts of a batch, some with rows of many slots, up to which they beat one batched product of all rows (measured)
 
 
 class Stretch(NamedTuple):
@@ -46,18 +48,15 @@ class Route:
         return cls(ids, w, who, tuple(runs), (min(slots), max(slots)))
 
     def stretches(self, matrix: bool) -> list[Stretch]:
-        """Long runs on their own, the short ones between them together; ``matrix``: every run on its own."""
+        """Long runs on their own, the short ones between them together, or all rows; ``matrix``: every run on its own."""
         if torch.compiler.is_compiling() or not self.runs:
             return [Stretch(0, len(self.ids), False, False)]
         out: list[Stretch] = []
-        for run in self.runs:
-            if matrix or run.stop - run.start >= LONG_RUN:
-                out.append(run)
-            elif out and not out[-1].same:
-                out[-1] = out[-1]._replace(stop=run.stop, full=out[-1].full and run.full)
-            else:
-                out.append(run._replace(same=False))
-        return out
+        for long, group in groupby(self.runs, lambda run: matrix or run.stop - run.start >= LONG_RUN):
+            some = list(group)
+            out += some if long else [Stretch(some[0].start, some[-1].stop, False, all(run.full for run in some))]
+        few = len(out) <= FEW or all(part.same for part in out)
+        return out if few else [Stretch(0, len(self.ids), False, all(run.full for run in self.runs))]
 
 
 class Opened:

@@ -18,6 +18,7 @@ from anabranch.serve.limits import LIMITS, Limits
 
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 BACKLOG = 2048
+KEPT = 256  # products that oneDNN keeps prepared, one for each shape of a batch: its usual 1,024 take 250 MB
 
 
 class Bounded(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
@@ -97,6 +98,7 @@ def serve(
 
     ``told`` gets url, number of tasks and whether only this machine or a token's holders reach it, once requests are taken.
     """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT))  # read at the first product
     with bound(host, port) as sock:  # first, for the rest takes seconds
         from anabranch.serve.app import create_app
 
