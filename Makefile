@@ -1,7 +1,9 @@
 # make demo    the main job on the embedded default, from nothing but Python and pip
 # make test    lint, types, layout, tests
 # make shapes  the tests once more, with every annotated tensor shape checked as it passes (slow)
-# make docs    the generated pages anew      make speed    the benchmarks of speed/, one after another
+# make docs    the generated pages anew
+# make speed   how fast beside the peers, which are installed for it: docs/speed/*.json, under 40 minutes on 2 cores
+# make tables  how good: every delta, merge and balancer in the folder, and 18 tasks in one fit (an hour or two)
 # make soak    hours of faults: 10,000 examples of every fuzz test, 100 kills, 100,000 requests; a part: make soak SHARE=0.05
 # Another Python: make test PYTHON=python3.12
 PYTHON ?= python3
@@ -11,7 +13,7 @@ SHARE ?= 1
 EXTRAS_demo := embedded
 EXTRAS_test := embedded,serve,dev
 
-.PHONY: demo test shapes speed soak docs constraints
+.PHONY: demo test shapes speed tables soak docs constraints
 .SILENT:
 
 demo: .venv/demo.stamp
@@ -30,10 +32,17 @@ docs: .venv/test.stamp
 	$(BIN)/python -m anabranch.report.families
 	$(BIN)/python -m anabranch.report.overview
 	$(BIN)/python -m anabranch.report.deltas
+	$(BIN)/python -m anabranch.report.speed
 	$(BIN)/python -m anabranch.atlas.docs
 
 speed: .venv/test.stamp
-	for script in $(wildcard speed/[a-z]*.py); do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+	$(BIN)/python speed/run.py
+
+tables: .venv/test.stamp
+	$(BIN)/python speed/deltas.py
+	$(BIN)/python speed/merges.py --out
+	$(BIN)/python speed/balances.py --out
+	$(BIN)/python speed/results.py
 
 soak: .venv/test.stamp
 	ANABRANCH_SOAK=$(SHARE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto tests/faults

@@ -6,9 +6,12 @@ Folders of a Llama's shape in bf16: a base, and models that differ from it by no
 both run in a fresh process in turn, --reps times each; counted is the merge itself, not the imports, in GB/s of what is read,
 and the memory behind no file that it takes at most on top of the imports. ``folder`` rows: our own method of the same name on
 the same folders, as `anabranch merge BASE --models ...` runs it. ``ceiling``: GB/s of reading the same files and writing one
-of them, and nothing else; ``differs``: |ours - theirs| / |theirs - base| in one tensor (what is drawn at random differs, and
-which of equal numbers are trimmed: differences of bf16 have many equals). We compute in fp32 and wait for the disk at the end,
-mergekit computes in bf16 and does not wait.
+of them, and nothing else. We compute in fp32 and wait for the disk at the end, mergekit computes in bf16 and does not wait.
+``differs``: |ours - theirs| / |theirs - base|; of fp32 folders (small ones, made for it, all of their tensors), and in bf16 of
+one tensor of what was timed. In fp32 it is rounding. In bf16 TIES differs by about a tenth, for one reason: differences of bf16
+have a few thousand values at most, and a hundredth of them lie exactly on the threshold, where we keep all equal numbers, as
+the paper's code does, and mergekit so many as make up the share, whichever its sort brings first. What DARE drops is drawn at
+random on each side: it differs as much as ours from ours with another seed, which stands beside it (``by seed``).
 --peer: the python of an environment with mergekit (the same torch); without it only our own numbers are shown.
 """
 
@@ -58,6 +61,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {  # of a model
     "ties": ({"weight": 1.0, "density": 0.2}, {}, {"ties": {"density": 0.2}}),
     "dare_ties": ({"weight": 1.0, "density": 0.5}, {"normalize": True}, {"dare_ties": {"density": 0.5, "scale": 1.0}}),
 }
+DRAWN = ("dare_ties",)  # what is dropped is drawn by each side
 FULL = 320  # millions
 SAMPLE = "model.layers.0.mlp.up_proj.weight"
 
@@ -77,18 +81,19 @@ def fit(millions: int, models: int, where: Path) -> int:
     return max(8, min(millions, int(most)))
 
 
-def folders(where: Path, millions: int, models: int) -> tuple[list[Path], int]:
+def folders(where: Path, millions: int, models: int, dtype: str = "bfloat16") -> tuple[list[Path], int]:
     """The base first; and the bytes of one."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model("llama", **shape(millions), dtype="bfloat16", tie_word_embeddings=False,
+    kind = getattr(torch, dtype)
+    config = AutoConfig.for_model("llama", **shape(millions), dtype=dtype, tie_word_embeddings=False,
                                   architectures=["LlamaForCausalLM"])  # fmt: skip
     with torch.device("meta"):
         shapes = {n: t.shape for n, t in AutoModelForCausalLM.from_config(config).state_dict().items()}
     rng, made = torch.Generator().manual_seed(0), list[Path]()
-    base = {n: 0.02 * torch.randn(s, generator=rng, dtype=torch.bfloat16) for n, s in shapes.items()}
+    base = {n: 0.02 * torch.randn(s, generator=rng, dtype=kind) for n, s in shapes.items()}
     for name in ["base", *(f"m{j}" for j in range(models))]:
         made.append(where / name)
         made[-1].mkdir()
@@ -97,41 +102,68 @@ def folders(where: Path, millions: int, models: int) -> tuple[list[Path], int]:
         }
         save_file(state, made[-1] / "model.safetensors", metadata={"format": "pt"})
         (made[-1] / "config.json").write_text(json.dumps(config.to_dict(), default=str))
-    return made, sum(2 * s.numel() for s in shapes.values())
+    return made, sum(kind.itemsize * s.numel() for s in shapes.values())
 
 
-def plan(where: Path, method: str, made: list[Path]) -> Path:
+def plan(where: Path, method: str, made: list[Path], dtype: str = "bfloat16", **more: Any) -> Path:
     each, common, _ = METHODS[method]
-    text = {"merge_method": method, "dtype": "bfloat16", "models": [{"model": str(m), "parameters": each} for m in made[1:]]}
+    text = {"merge_method": method, "dtype": dtype, "models": [{"model": str(m), "parameters": each} for m in made[1:]]}
     if method != "linear":
         text["base_model"] = str(made[0])
-    if common:
-        text["parameters"] = common
+    if common or more:
+        text["parameters"] = common | more
     (where / f"{method}.yml").write_text(json.dumps(text))  # JSON is YAML
     return where / f"{method}.yml"
 
 
-def once(python: str, code: str, where: Path, file: Path, made: list[Path], spec: Any) -> tuple[dict[str, float], Any]:
-    """Seconds and peak bytes; and a sample of what came out."""
+def once(python: str, code: str, where: Path, file: Path, made: list[Path], spec: Any, only: str | None = SAMPLE) -> Any:
+    """(seconds and peak bytes, what came out)"""
     out, path = where / "out", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run([python, "-c", code, str(file), str(out), json.dumps([str(m) for m in made]), json.dumps(spec)],
                           capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})  # fmt: skip
     if done.returncode:
         sys.exit(f"{python} failed:\n{done.stderr[-3000:]}")
-    some = sample(out)
+    some = tensors(out, only)
     shutil.rmtree(out)
     return json.loads(done.stdout.splitlines()[-1]), some
 
 
-def sample(folder: Path) -> Any:
-    """A whole tensor of a folder, in fp32."""
+def tensors(folder: Path, only: str | None = SAMPLE) -> dict[str, Any]:
+    """The tensor ``only`` of a folder, or all of them, in fp32."""
     from safetensors import safe_open
 
+    found = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            if SAMPLE in file.keys():  # noqa: SIM118
-                return file.get_tensor(SAMPLE).float()
-    return sys.exit(f"{folder} has no {SAMPLE}")
+            found |= {n: file.get_tensor(n).float() for n in file.keys() if n == (only or n)}  # noqa: SIM118
+    return found
+
+
+def far(ours: dict[str, Any], theirs: dict[str, Any], base: dict[str, Any]) -> float:
+    """|ours - theirs| / |theirs - base|, over all tensors."""
+    assert ours.keys() == theirs.keys() <= base.keys() and ours
+    apart, moved = (
+        sum(float((a[n] - b[n]).double().square().sum()) for n in theirs) for a, b in ((ours, theirs), (theirs, base))
+    )
+    return float(f"{(apart / moved) ** 0.5:.3g}")
+
+
+def exactly(peer: str, where: Path, models: int, methods: list[str]) -> dict[str, dict[str, float]]:
+    """How far both sides are apart where nothing is rounded to bf16: method -> {way: far}."""
+    where.mkdir()
+    made, found = folders(where, 1, models, "float32")[0], dict[str, dict[str, float]]()
+    base = tensors(made[0], None)
+    for method in methods:
+        file = plan(where, method, made, "float32")
+        theirs = once(peer, THEIRS, where, file, made, None, None)[1]
+        ours = {way: once(sys.executable, OURS, where, file, made, spec, None)[1]
+                for way, spec in (("file", None), ("folder", METHODS[method][2]))}  # fmt: skip
+        found[method] = {way: far(one, theirs, base) for way, one in ours.items()}
+        if method in DRAWN:
+            other = once(sys.executable, OURS, where, plan(where, method, made, "float32", seed=1), made, None, None)[1]
+            found[method]["by seed"] = far(other, ours["file"], base)
+        bench.told(f"{method} in fp32: {found[method]}")
+    return found
 
 
 def ceiling(made: list[Path], where: Path) -> float:
@@ -176,7 +208,7 @@ def main() -> None:
         bench.told(f"{a.models} models and a base of {size / 2e6:.0f} million parameters, {size / 1e6:.0f} MB each")
         os.sync()
         facts["ceiling"] = top = round(max(ceiling(made, where) for _ in range(3)), 3)
-        base = sample(made[0])
+        base, exact = tensors(made[0]), exactly(peer, where / "fp32", a.models, a.methods) if peer else {}
         for method in a.methods:
             file, read = plan(where, method, made), size * (a.models + (method != "linear")) / 1e9
             ways = {"file": (sys.executable, OURS, None), "folder": (sys.executable, OURS, METHODS[method][2])}
@@ -193,8 +225,7 @@ def main() -> None:
                                    "of_ceiling": round(read / min(taken) / top, 3), "peak_megabytes": round(peaks[way] / 1e6)}
                              for way, taken in took.items()}  # fmt: skip
             if peer:
-                far = (some["file"] - some["mergekit"]).norm() / (some["mergekit"] - base).norm()
-                found[method]["differs"] = round(float(far), 4)
+                found[method]["differs"] = {"float32": exact[method], "bfloat16": far(some["file"], some["mergekit"], base)}
             for way in ("file", "folder"):
                 ratio = bench.ratio(took["mergekit"], took[way]) if peer else {}
                 found[method][way]["times_as_fast"] = ratio

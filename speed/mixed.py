@@ -1,11 +1,13 @@
 """One batch whose rows belong to many tasks, against bare f on the same batch; and PEFT's adapter_names beside it.
 
-    python speed/mixed.py [--slots 1,8,64] [--dtypes fp32,bf16] [--reps 30] [--rows 64] [--length 32]
+    python speed/mixed.py [--slots 1,8,64] [--dtypes fp32,bf16] [--reps 30] [--rows 64] [--length 32] [--experts 64] [--top 2]
 
 T LoRA slots (rank 8 on query and value of all blocks) are loaded from one file each, as a bundle's are. Rows come in any
 order, from 1, 8 or as many distinct slots as there are; ours includes sorting them by slot, as a model does when it
 answers. ours/f: f as we run it; ours/sdpa: f with fused attention, as transformers loads it, which PEFT's ratio is to.
 All ways of a cell are timed in turn; least is the ratio of the least times, median that of the pairs.
+Last, gates: a whole forward with --experts LoRA experts at query and value of all blocks, each of them a candidate of every row,
+of which each token (arrow) or each row (keyed) keeps the best --top; as a ratio to one expert for all rows.
 """
 
 import gc
@@ -100,7 +102,47 @@ class Peer:
         return self.model(input_ids=ids, attention_mask=mask, adapter_names=[f"a{i}" for i in slots.tolist()])
 
 
-def cell(ours: Ours, peer: Peer | None, fused: Any, batch: Any, reps: int) -> dict[str, Any]:
+def gates(dtype: Any, experts: int, top: int, ids: Any, reps: int, ceiling: float) -> dict[str, Any]:
+    """Times a forward under gates that choose among experts, and with one expert for all rows."""
+    import torch
+
+    from anabranch.core.adapt import Adapted
+    from anabranch.core.bank import Bank
+    from anabranch.core.names import make
+    from anabranch.core.route import Route
+    from anabranch.core.site import find
+
+    f, lora = loaded(dtype, "eager"), make("delta", {"lora": {"rank": 8}})
+    sites, inputs = find(f, lora.at), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def way(gate: Any, n: int) -> Callable[[], Any]:
+        bank, slots = Bank.make(lora, gate, sites, torch.Generator(), None, 0, n), []
+        for i in range(n):
+            rng, slot = torch.Generator().manual_seed(i), dict[str, Any]()
+            for site in sites:
+                p = {name: 0.02 * torch.randn(t.shape, generator=rng) for name, t in lora.init(site, rng).items()}
+                slot[site.key] = p | {f"key.{name}": t for name, t in gate.key(site, p, rng).items()}
+            slots.append(slot)
+        bank.add(slots)
+        adapted, route = Adapted(f, [bank.to(dtype)]), Route.to(torch.arange(1, n + 1).expand(len(ids), -1))
+        return lambda: adapted(inputs, route)
+
+    ways = {"one": way(make("gate", "by_task"), 1), "f": lambda: f(**inputs)}
+    ways |= {name: way(make("gate", {name: {"top": top}}), experts) for name in ("arrow", "keyed")}
+    took = bench.alternate(ways, reps)
+    return {
+        "ms": {way: round(1000 * min(seconds), 2) for way, seconds in took.items()},
+        "of_ceiling": shares(f, ids, took, ceiling),
+    } | {f"{way}/one": bench.ratio(took[way], took["one"]) for way in ("arrow", "keyed")}  # fmt: skip
+
+
+def shares(f: Any, ids: Any, took: dict[str, list[float]], ceiling: float) -> dict[str, float]:
+    """What f's own products need at the machine's best, as a share of each way's time."""
+    work = 2e-9 * ids.numel() * sum(p.numel() for p in f.encoder.parameters() if p.ndim == 2)
+    return {way: round(work / min(seconds) / ceiling, 3) for way, seconds in took.items()}
+
+
+def cell(ours: Ours, peer: Peer | None, fused: Any, batch: Any, reps: int, ceiling: float) -> dict[str, Any]:
     """Times the batch (ids, mask, slots) in every way."""
     ways: dict[str, Callable[[], Any]] = {
         "ours": lambda: ours.run(*batch),
@@ -111,6 +153,7 @@ def cell(ours: Ours, peer: Peer | None, fused: Any, batch: Any, reps: int) -> di
     pairs = [("ours", "f"), ("ours", "sdpa")] + [("peer", "sdpa")] * bool(peer)
     return {
         "ms": {way: round(1000 * min(seconds), 2) for way, seconds in took.items()},
+        "of_ceiling": shares(ours.f, batch[0], took, ceiling),
         "load_s": round(ours.seconds, 3), "peer_load_s": round(peer.seconds, 2) if peer else None,
         "bytes_per_slot": ours.bytes, "resident_per_slot": ours.resident,
     } | {f"{a}/{b}": bench.ratio(took[a], took[b]) for a, b in pairs}  # fmt: skip
@@ -123,16 +166,18 @@ def main() -> None:
     ask.add_argument("--reps", type=int, default=30)
     ask.add_argument("--rows", type=int, default=64)
     ask.add_argument("--length", type=int, default=32, help="tokens of every row")
+    ask.add_argument("--experts", type=int, default=64, help="of the gates; 0: leave them out")
+    ask.add_argument("--top", type=int, default=2, help="experts that a token keeps")
     a = ask.parse_args()
     import torch
 
     peft = bench.versioned("peft")
-    facts, cells = bench.machine("transformers", "peft"), dict[str, Any]()
+    facts, cells, gated = bench.machine("transformers", "peft"), dict[str, Any](), dict[str, Any]()
     rng = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 30000, (a.rows, a.length), generator=rng)
     with tempfile.TemporaryDirectory() as temp, torch.inference_mode():
         for short in a.dtypes.split(","):
-            dtype = getattr(torch, DTYPES[short])
+            dtype, ceiling = getattr(torch, DTYPES[short]), facts["gigaflops"][DTYPES[short]]
             ours, fused = Ours(Path(temp), dtype, max(a.slots)), loaded(dtype, "sdpa")
             peer = Peer(Path(temp), dtype) if peft else None
             for n in a.slots:
@@ -143,9 +188,12 @@ def main() -> None:
                 for distinct in sorted({min(n, a.rows, k) for k in (1, 8, a.rows)}):
                     picked = torch.randperm(n, generator=rng)[:distinct] + 1
                     slots = picked[torch.randperm(a.rows, generator=rng) % distinct]
-                    found = cell(ours, theirs, fused, (ids, torch.ones_like(ids), slots), a.reps)
+                    found = cell(ours, theirs, fused, (ids, torch.ones_like(ids), slots), a.reps, ceiling)
                     cells[f"{short} T{n} distinct{distinct}"] = found
                     bench.told(f"{short}, {n} slots, {distinct} distinct: ours/f {found['ours/f']}")
+            if a.experts:
+                gated[short] = found = gates(dtype, a.experts, a.top, ids, a.reps, ceiling)
+                bench.told(f"{short}, top {a.top} of {a.experts}: arrow/one {found['arrow/one']}, keyed/one {found['keyed/one']}")
     kinds = ("ours/f", "ours/sdpa", "peer/sdpa")
     print()
     measures = [(k, m) for k in kinds for m in ("least", "median")]
@@ -154,9 +202,16 @@ def main() -> None:
         [name, c["ms"]["ours"], c["ms"]["f"], *[c.get(k, {}).get(m) for k, m in measures], c["load_s"], c["peer_load_s"],
          c["bytes_per_slot"] / 1000] for name, c in cells.items()
     ])  # fmt: skip
+    if gated:
+        print(f"\ntop {a.top} of {a.experts} experts, against one expert for all rows")
+        bench.table(["gate", "ms", "one ms", "f ms", "least", "median", "low", "high"], [
+            [f"{short} {gate}", c["ms"][gate], c["ms"]["one"], c["ms"]["f"], *c[f"{gate}/one"].values()]
+            for short, c in gated.items() for gate in ("arrow", "keyed")
+        ])  # fmt: skip
     if not peft:
         print("the peer is not installed: pip install peft")
-    bench.emit("mixed", machine=facts, load_after=os.getloadavg()[0], rows=a.rows, length=a.length, reps=a.reps, cells=cells)
+    bench.emit("mixed", machine=facts, load_after=os.getloadavg()[0], rows=a.rows, length=a.length, reps=a.reps, cells=cells,
+               experts=a.experts, top=a.top, gates=gated)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -362,7 +362,7 @@ def soak_load(url: str, pool: list[dict[str, Any]], wanted: dict[str, list[Any]]
             draw = rng.random()
             task: Any = rng.choice(fixed) if draw < 0.75 else rng.choice(coming) if draw < 0.9 else rng.sample(fixed, 3)
             task = "all" if draw > 0.995 else task
-            picked = rng.sample(range(len(pool)), 1 if task == "all" else min(16, 1 + int(rng.expovariate(0.5))))  # 2.5 on average
+            picked = rng.sample(range(len(pool)), 1 if task == "all" else min(16, 1 + int(rng.expovariate(0.5))))  # 2.5
             said = json.dumps({"task": task, "inputs": [pool[i] for i in picked]}).encode()
             try:
                 status, body = await ask(reader, writer, said)

@@ -128,10 +128,11 @@ def mix(delta: Delta, gate: Gate, own: Params, shared: Params, keys: Params, min
             return torch.where(on.any(), delta.apply(blended | shared, row).flatten(0, -2), 0.0)
         if type(gate).combine is Gate.combine and delta.factors({n: t[0] for n, t in own.items()}):  # one wide product for all
             a, b = vmap(delta.factors)(own)  # type: ignore[misc]
-            bad = ~(a.isfinite().flatten(1).all(1) & b.isfinite().flatten(1).all(1))
+            bad = ~(a.sum((1, 2), dtype=torch.float32) + b.sum((1, 2), dtype=torch.float32)).isfinite()
             a, b = torch.where(_like(bad, a), 0.0, a), torch.where(_like(bad, b), 0.0, b)
             weight = torch.where(on, torch.where(bad, torch.nan, weight), 0.0).to(x.dtype)
-            return x @ a.mT.flatten(0, 1).mT * weight.repeat_interleave(a.shape[-1], -1) @ b.flatten(0, 1)
+            h = (x @ a.permute(2, 0, 1).flatten(0, 1).mT).unflatten(-1, (-1, len(a))) * weight[..., None, :]
+            return h.flatten(-2) @ b.transpose(0, 1).flatten(0, 1)
         out = vmap(lambda p: delta.apply(p | shared, row).flatten(0, -2))(own)
         return gate.combine(weight, torch.where(on.mT[..., None] if on.ndim == 2 else _like(on, out), out, 0.0))
 
