@@ -1,12 +1,13 @@
 """The server under load from another process over loopback, against offline prediction and against FastAPI + PEFT.
 
-    python speed/serve.py [--tasks 64] [--many 512] [--rows 16] [--clients 32] [--seconds 8] [--reps 3] [--dtype bfloat16]
+    python speed/serve.py [--tasks 64] [--many 512] [--rows 16,1] [--clients 32] [--seconds 8] [--reps 5] [--dtype bfloat16]
     python speed/serve.py --soak 100000 [--crowd 10000]
 
 Bundles have random LoRA slots (rank 8 on query and value of the upper three blocks) and heads of ten classes. offline: the
 same rows through Model.answers in one call, and through Model.predict task by task; the faster counts. one, many: the server
 with 1 and with --many tasks. peer: one FastAPI route, 64 PEFT adapters, set_adapter for each request, in float32 as it is
-loaded, and in the server's type where that is another. All are timed in turn.
+loaded, and in the server's type where that is another. All are timed in turn, with requests of as many rows as --rows says
+first; the server with --tasks and the peer also with its other numbers.
 --soak: that many mixed requests (kinds, one task, several, all) while tasks are put and deleted; every answer is compared
 with what was computed offline, and the server's memory is watched; then --crowd connections at once.
 """
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import cycle
+from itertools import cycle, product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -274,7 +275,7 @@ def measured(a: Any, temp: Path) -> dict[str, Any]:
     """Rows a second of all ways, in turn."""
     sizes = {"server": a.tasks, "one": 1, "many": a.many}
     runs = {way: bundle(temp / way, {f"t{i}": "classify" for i in range(n)}, a.dtype) for way, n in sizes.items()}
-    asked = {way: requests(n, a.rows, 256) for way, n in sizes.items()}
+    asked = {way: requests(n, a.rows[0], 256) for way, n in sizes.items()}
     found: dict[str, list[float]] = {}
     details: dict[str, Any] = {}
     with ExitStack() as stack:
@@ -283,6 +284,9 @@ def measured(a: Any, temp: Path) -> dict[str, Any]:
             way = f"peer {dtype}"
             urls[way], asked[way] = stack.enter_context(peer_served(a.tasks, dtype)), asked["server"]
         bench.told(f"{len(urls)} servers are ready")
+        peers = [way for way in urls if way.startswith("peer")]
+        for way, n in product(["server", *peers], a.rows[1:]):
+            urls[of(way, n)], asked[of(way, n)] = urls[way], requests(a.tasks, n, 1024)
         outside = stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
         clients = stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
         for rep in range(-1, a.reps):  # the first is for warmth
@@ -301,7 +305,10 @@ def measured(a: Any, temp: Path) -> dict[str, Any]:
         "server / offline": bench.ratio(found["server"], found[best]),
         "many / one": bench.ratio(found["many"], found["one"]),
     }
-    ratios |= {f"server / {way}": bench.ratio(found["server"], found[way]) for way in found if way.startswith("peer")}
+    ratios |= {f"server / {way}": bench.ratio(found["server"], found[way]) for way in peers}
+    ratios |= {
+        f"server / {of(way, n)}": bench.ratio(found[of("server", n)], found[of(way, n)]) for way, n in product(peers, a.rows[1:])
+    }
     print()
     bench.table(["way", "rows/s", "best", "p50 ms", "p99 ms", "refused"], [
         [way, statistics.median(v), max(v), *(details.get(way, {}).get(k) for k in ("p50_ms", "p99_ms", "bad"))]
@@ -313,6 +320,10 @@ def measured(a: Any, temp: Path) -> dict[str, Any]:
         k: text[k] for k in text if k.startswith(("anabranch_stage_seconds_", "anabranch_batch_rows_")) and "bucket" not in k
     }
     return {"rows_per_s": found, "details": details, "ratios": ratios, "inside": inside}
+
+
+def of(way: str, rows: int) -> str:
+    return f"{way}, {rows} a request"
 
 
 def metrics(url: str) -> dict[str, float]:
@@ -479,10 +490,10 @@ def main() -> None:
     question = bench.arguments(__doc__)
     question.add_argument("--tasks", type=int, default=64)
     question.add_argument("--many", type=int, default=512)
-    question.add_argument("--rows", type=int, default=16, help="of a request")
+    question.add_argument("--rows", type=bench.numbers, default=[16, 1], help="of a request")
     question.add_argument("--clients", type=int, default=32)
     question.add_argument("--seconds", type=float, default=8, help="of each measurement")
-    question.add_argument("--reps", type=int, default=3)
+    question.add_argument("--reps", type=int, default=5)
     question.add_argument("--dtype", choices=["float32", "bfloat16"], help="unless told, what fit takes; in a soak float32")
     question.add_argument("--no-peer", dest="peer", action="store_false")
     question.add_argument("--soak", type=int, default=0, help="requests")

@@ -28,7 +28,7 @@ def test_a_fit_that_is_killed_at_random_moments_ends_in_the_same_bits(tmp_path, 
         codes += [_soak.forked(typed("fit", plan, "--out", out, "--resume"), tmp_path / "said", at) for at in moments]
         assert _soak.forked(typed("fit", plan, "--out", out, "--resume"), tmp_path / "said") == 0, (moments, said(tmp_path))
         assert tiny.timeless(read_json(out / "results.json")) == results, moments
-        assert sums(out) == sums(good), moments
+        assert sums(out) == sums(good) and not list(out.rglob("*.part")), moments
         shutil.rmtree(out)
     assert set(codes) <= {0, -signal.SIGKILL} and codes.count(-signal.SIGKILL) > len(codes) / 2, codes
 

@@ -48,7 +48,7 @@ def results() -> dict:
                 "float32": {"file": 1.0, "folder": 1.0, "by seed": 0.99}, "bfloat16": 1.0}},
         }},
         "balance": facts | {"cells": {"separate 16": balanced, "shared 8": shared | {"torchjd_shared": ratio(4.8)}}},
-        "serve": facts | {"tasks": 64, "many": 512, "clients": 32, "ratios": {
+        "serve": facts | {"tasks": 64, "many": 512, "rows": [16, 1], "clients": 32, "ratios": {
             "server / offline": ratio(0.86), "many / one": ratio(0.8), "server / peer float32": ratio(5.2)}},
         "load": facts | {
             "tasks": {"1": {"each": [0.2, 0.1]}, "500": {"each": [1.0, 1.2, 2.5]}}, "limit_seconds": 2.0,

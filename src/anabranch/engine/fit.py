@@ -132,6 +132,8 @@ def claim(out: Path, plan: Plan, resume: bool, overwrite: bool) -> None:
             raise InputError(
                 f"{out} was made by another plan, which differs in {', '.join(differ)}: use that plan, or --overwrite"
             )
+        for stray in out.rglob(".*.part"):  # half-written by a run that was killed
+            stray.unlink()
         if "results.json" in there and (changed := read_sealed(out / "results.json")["tasks"].keys() ^ plan.tasks.keys()):
             raise InputError(f"{out} is finished and was changed since (tasks {', '.join(sorted(changed))}): nothing to resume")
     write_json(out / "plan.json", said)

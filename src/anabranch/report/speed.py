@@ -150,7 +150,9 @@ def serve(found: Found) -> Iterator[Line]:
     yield Line(f"rows/s with {many} tasks / with 1", ratios["many / one"], 0.9)
     for name, r in ratios.items():
         if "peer" in name:
-            yield Line(f"rows/s / FastAPI + PEFT in {name.split()[-1]}, {found['clients']} clients", r, 5)
+            dtype, _, rows = name.partition("peer ")[2].partition(", ")
+            rows = rows or f"{found['rows'][0]} a request"
+            yield Line(f"rows/s / FastAPI + PEFT in {dtype}, {found['clients']} clients, {rows}", r, 5)
 
 
 def load(found: Found) -> Iterator[Line]:
