@@ -174,8 +174,8 @@ def test_texts_that_were_not_kept_run_below_the_tail_once(tmp_path, monkeypatch)
     """A text that several tasks ask about, in one batch: it is run once, and each row gets it."""
     live, kept = Features(backbone(), None, 1), features(tmp_path)
     ids = live.add(live.backbone.tokens(TEXTS))
-    rows, counted, below = [], [], live._below
-    monkeypatch.setattr(live, "_below", lambda inputs: counted.append(len(inputs["input_ids"])) or below(inputs))
+    counted, below = [], module.below_of(live.backbone, 1)
+    monkeypatch.setitem(live.backbone.lower, 1, lambda inputs: counted.append(len(inputs["input_ids"])) or below(inputs))
     asked = [ids[i] for i in (2, 0, 2, 2, 1, 0)]
     rows = live.entry(asked)[1]
     assert counted == [3] and torch.equal(rows, kept.entry(asked)[1])

@@ -15,12 +15,12 @@ GIVEN, MADE = ["medquad_retrieval", "xquad_retrieval_en"], ["banking77", "clinc1
 def claim(lab: Any) -> dict[str, dict[str, float]]:
     given, made = lab.tasks(GIVEN, rows=320), lab.tasks(MADE, rows=480)
     suite = lab.suite([needed(task) for task in given] + [examples(task) for task in made])
-    enforced, untuned = suite.own({"dense": {"at": ["mlp.in", "mlp.out"]}}).scores(), suite.probe()
+    enforced, untuned = suite.own({"dense": {}, "at": ["mlp.in", "mlp.out"]}).scores(), suite.probe()
     return {
         "enforced": enforced,
         "separate": suite.own("dense").scores(),
         "shared": suite.shared("dense").scores(),
-        "one_layer": suite.own({"dense": {"at": ["mlp.in[-1:]", "mlp.out[-1:]"]}}).scores(),
+        "one_layer": suite.own({"dense": {}, "at": ["mlp.in[-1:]", "mlp.out[-1:]"]}).scores(),
         "half": {n: (untuned[n] + enforced[n]) / 2 for n in enforced},
         "untuned": untuned,
     }

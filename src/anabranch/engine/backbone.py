@@ -50,6 +50,11 @@ class Backbone:
         """A hash of all weights, in the type in which they are loaded."""
         return checksum(self.f.state_dict())
 
+    @cached_property
+    def lower(self) -> dict[int, Any]:
+        """What runs f up to a block, by its number: kept by :mod:`anabranch.engine.features`."""
+        return {}
+
     @property
     def d(self) -> int:
         return width(self.f)

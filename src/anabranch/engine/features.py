@@ -3,6 +3,7 @@
 Per unit: its vector; per word, for units of words; and what block ``tail`` receives, so that training starts there.
 """
 
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anabranch.core.adapt import Adapted
 from anabranch.core.site import blocks, capture, clone
@@ -25,6 +26,31 @@ BATCH = 4096  # tokens per forward pass: large enough for the matrix units, smal
 
 class _Reached(Exception):
     """Ends a forward pass at the block whose input is wanted."""
+
+
+class Below(threading.local):
+    """f below block ``tail``: inputs -> what that block receives, [b, l, d]. Each thread has a clone, with hooks of its own."""
+
+    def __init__(self, f: nn.Module, tail: int) -> None:  # runs once in every thread
+        self.f, self.seen = clone(f), list[Tensor]()
+        capture(self.f, tail, self.seen)
+        blocks(self.f)[1][tail].register_forward_pre_hook(self.stop)
+
+    def stop(self, *_: Any) -> None:
+        raise _Reached
+
+    @torch.no_grad()
+    def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
+        with suppress(_Reached):
+            self.f(**inputs)
+        return self.seen.pop()
+
+
+def below_of(backbone: Backbone, tail: int) -> Below:
+    """Kept with the backbone, for making a clone takes as long as a small batch."""
+    if tail not in backbone.lower:
+        backbone.lower[tail] = Below(backbone.f, tail)
+    return backbone.lower[tail]
 
 
 class Features:
@@ -143,27 +169,11 @@ class Features:
         if not self.tail:
             return inputs, None
         if any(u >= len(self.place) or self.place[u][0] not in self._hidden for u in units):
-            once = list(dict.fromkeys(units))  # a text that several tasks ask about runs once below the tail
-            below = self._below(self.backbone.inputs([self.tokens[u].ids for u in once]))
-            return inputs, below if len(once) == len(units) else below[[once.index(u) for u in units]]
+            once = {u: i for i, u in enumerate(dict.fromkeys(units))}  # a text that several tasks ask about runs once below
+            below = below_of(self.backbone, self.tail)(self.backbone.inputs([self.tokens[u].ids for u in once]))
+            return inputs, below if len(once) == len(units) else below[[once[u] for u in units]]
         rows = np.stack([self._hidden[chunk][row] for chunk, row in (self.place[u] for u in units)])
         return inputs, torch.from_numpy(rows).view(self.backbone.dtype)
-
-    @torch.no_grad()
-    def _below(self, inputs: dict[str, Tensor]) -> Tensor:
-        """The part of f below the tail, for units whose features were not kept."""
-        seen: list[Tensor] = []
-        f = clone(self.backbone.f)  # another thread has hooks of its own
-        capture(f, self.tail, seen)
-
-        def stop(*_: Any) -> None:
-            if seen:
-                raise _Reached
-
-        blocks(f)[1][self.tail].register_forward_pre_hook(stop)
-        with suppress(_Reached):
-            f(**inputs)
-        return seen[0]
 
     def forward(self, adapted: Adapted, units: Sequence[int], routes: Any, words: bool) -> list[Tensor]:
         """Features (as :meth:`read` gives them) of units of one bucket under ``routes``."""
