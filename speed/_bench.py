@@ -1,7 +1,10 @@
 """What the scripts of this folder share: data, interleaved timing, facts about the machine, a table, one JSON line."""
 
 import argparse
+import ctypes
+import inspect
 import json
+import math
 import os
 import platform
 import random
@@ -11,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from gzip import open as unzip
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +25,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error"
 )
 warnings.filterwarnings("ignore")  # the peers' own
+COSTS = ("ratio", "cpu", "megabytes", "kilobytes")
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "text"
 
 
@@ -109,6 +113,113 @@ def peak(every: float = 0.02) -> Iterator[list[int]]:
     finally:
         over.set()
         thread.join()
+
+
+def cost(work: Callable[[], Any]) -> tuple[dict[str, float], Any]:
+    """Seconds of the clock and of the processor, megabytes of anonymous memory above the state before at most; and the result."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide what is taken now
+    before, cpu = anonymous(), time.process_time()
+    with peak(0.005) as most:
+        seconds, found = timed(work)
+        most[0] = max(most[0], anonymous())
+    return {"seconds": seconds, "cpu": time.process_time() - cpu, "megabytes": (most[0] - before) / 1e6}, found
+
+
+def kept(path: Path, measure: Callable[[], Any], until: float = math.inf) -> tuple[Any, float]:
+    """What ``measure()`` finds, once and for all, and the processor's seconds that it took then; it starts before ``until``."""
+    from anabranch.engine.cache import read_json, write_json
+    from anabranch.errors import InputError
+
+    if not path.exists() and time.monotonic() > until:
+        raise InputError("not reached within the minutes given")
+    if not path.exists():
+        begun = time.process_time()
+        write_json(path, {"found": measure(), "cpu": time.process_time() - begun})
+    read = read_json(path)
+    return read["found"], read["cpu"]
+
+
+def sided(doc: str | None, out: Path) -> argparse.ArgumentParser:
+    """The arguments of scripts that measure all methods of a family side by side."""
+    ask = arguments(doc, data=True)
+    ask.add_argument("--tasks", type=numbers, default=[8, 16])
+    ask.add_argument("--seeds", type=numbers, default=[0])
+    ask.add_argument("--only", default="", help="a few methods, by name")
+    ask.add_argument("--limit", type=float, default=75, help="CPU seconds above which more tasks are left out")
+    ask.add_argument("--minutes", type=float, default=math.inf, help="after which nothing new is begun")
+    ask.add_argument("--out", type=Path, nargs="?", const=out, help="a JSON file for the result, without a name docs/speed/...")
+    return ask
+
+
+def named(family: str, name: str, spec: Any, *facts: Any) -> str:
+    """A file's name for what is measured of a method, under these facts and in this version of its file."""
+    from anabranch import __version__
+    from anabranch.core.names import card, find, make
+    from anabranch.engine.cache import digest
+    from anabranch.engine.profile import profile
+
+    text = inspect.getsource(inspect.getmodule(find(f"{family}.{name}")) or find)
+    return f"{name}-{digest(card(make(family, spec)), text, __version__, profile()['dtype'], *facts)}.json"
+
+
+def side_by_side(
+    names: Sequence[str], sizes: Sequence[int], seeds: Sequence[int], limit: float,
+    measure: Callable[[str, int, int], tuple[dict[str, Any], float]],
+) -> dict[str, Any]:  # fmt: skip
+    """Every method at every number of tasks: scores of each task by seed, and medians of what it cost.
+
+    ``measure(name, size, seed)``: {"scores": {task: score}, ...}, with CPU seconds that it took, now or before.
+    """
+    from anabranch.errors import InputError
+
+    cells: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    skipped, total = dict[str, str](), 0.0
+    for seed, size in [(seed, size) for seed in seeds for size in sorted(sizes)]:
+        for i, name in enumerate(names, 1):
+            less = [cell for n in sorted(sizes) if n < size for cell in cells.get((name, n), [])]
+            if name in skipped or f"{name} with {size} tasks" in skipped:
+                continue
+            if less and less[-1]["cpu"] > limit:
+                skipped[f"{name} with {size} tasks"] = f"takes {less[-1]['cpu']:.0f} CPU seconds with fewer"
+                continue
+            try:
+                cell, cpu = measure(name, size, seed)
+            except InputError as error:
+                skipped[name if size == min(sizes) else f"{name} with {size} tasks"] = str(error)
+                told(f"{i}/{len(names)} {name}: {error}")
+                continue
+            cells.setdefault((name, size), []).append(cell)
+            total += cpu
+            mean, took = statistics.fmean(cell["scores"].values()), f"{cell['cpu']:.1f} of {cpu:.0f} CPU s"
+            told(f"{i}/{len(names)} {name}, {size} tasks, seed {seed}: mean score {mean:.4f}, {took}")
+    methods: dict[str, Any] = {}
+    for (name, size), found in cells.items():
+        trees = {k for k, v in found[0].items() if isinstance(v, dict)}
+        scores = {k: {t: [round(cell[k][t], 5) for cell in found] for t in found[0][k]} for k in trees}
+        costs = {k: round(statistics.median(cell[k] for cell in found), 4) for k in found[0].keys() - trees}
+        methods.setdefault(name, {})[str(size)] = scores | dict(sorted(costs.items()))
+    return {"methods": methods, "skipped": skipped, "cpu_seconds": round(total)}
+
+
+def by_task(seeds: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    return {task: [round(one[task], 5) for one in seeds] for task in seeds[0]}
+
+
+def sides(found: Mapping[str, Any], standing: Callable[[Any, Any], tuple[float, float]]) -> None:
+    """Prints what :func:`side_by_side` found; the highest mean share at the fewest tasks first."""
+    rows, sizes = {}, list(found["single"])
+    for name, cells in found["methods"].items():
+        costs = cells[list(cells)[-1]]
+        row = [standing(cells[n]["scores"], found["single"][n]) if n in cells else (None, None) for n in sizes]
+        more = [standing(cells[n]["scaled"], found["single"][n])[0] if "scaled" in cells.get(n, {}) else None for n in sizes]
+        rows[name] = [x for pair in row for x in pair] + more + [costs.get(k) for k in COSTS]
+    head = [f"{what} {n}" for n in sizes for what in ("mean", "worst")] + [f"scaled {n}" for n in sizes] + list(COSTS)
+    order = sorted(rows, key=lambda n: -(rows[n][0] or 0.0))
+    there = [i for i in range(len(head)) if any(row[i] is not None for row in rows.values())]
+    table(["method", *(head[i] for i in there)], [[n, *(rows[n][i] for i in there)] for n in order])
+    for name, why in found["skipped"].items():
+        print(f"{name}: {why}")
 
 
 def machine(*packages: str) -> dict[str, Any]:

@@ -69,18 +69,15 @@ class Runs:
         """What ``measure()`` finds, once and for all."""
         from anabranch import __version__
         from anabranch.core.names import card, make
-        from anabranch.engine.cache import digest, read_json, write_json
+        from anabranch.engine.cache import digest
         from anabranch.engine.profile import profile
 
         delta = make("delta", name)
         facts = (card(delta), delta.at, delta.lr, seed, rows, self.sizes[rows], self.steps, self.test, str(self.data))
         path = self.home / "found" / f"{what}-{name}-{digest(*facts, __version__, profile()['dtype'])}.json"
-        if not path.exists():
-            begun = time.process_time()
-            write_json(path, {"found": measure(), "cpu": time.process_time() - begun})
-        kept = read_json(path)
-        self.cpu += kept["cpu"]
-        return kept["found"]
+        found, cpu = bench.kept(path, measure)
+        self.cpu += cpu
+        return found
 
 
 def tasks_of(data: Path | None, home: Path, most: int, rows: int) -> list[str]:

@@ -259,6 +259,52 @@ def test_a_merge_is_measured_and_loads(run, method):
     assert read_json(run / "merged" / "results.json") == found and Path(found["bundle"]) == run / "merged"
 
 
+def test_a_plan_s_merges_are_offered_beside_the_deltas(tmp_path):
+    """The best of them on validation: measured, a run of its own, and what it saves in bytes and costs in score is told."""
+    names, data = ["classify", "pair", "regress"], tiny.home() / "data"
+    merges = ["mean", {"task_arithmetic": {"scale": 0.3}}, "fisher", {"adamerging": {"steps": 2}}]
+    plan = tiny.plan(tiny.home() / "bert", data, names) | {"merge": merges, "stages": ["features", "probe", "delta"]}
+    with rung(-1):
+        results = tiny.fit(plan, tmp_path / "run", steps=4)
+    found = results["merged"]
+    assert [*found["valid"]] == [str(m) for m in merges] and [*found["tasks"]] == names
+    best = max(found["valid"], key=found["valid"].__getitem__)
+    assert found["method"]["method"].partition(".")[2] in best
+    assert {n: t["single"] for n, t in found["tasks"].items()} == {n: t["test"] for n, t in results["tasks"].items()}
+    told = {n: pytest.approx(t["merged"], abs=1e-6) for n, t in found["tasks"].items()}
+    assert scores(tmp_path / "run" / "merged", data) == told
+    sizes = [store.size(store.parts_of(*of)[0]) for of in slots_of(tmp_path / "run")]
+    (one,) = {of for of in slots_of(tmp_path / "run" / "merged", shared=True)}
+    assert found["kilobytes_saved"] == round((sum(sizes) - store.size(store.parts_of(*one)[0])) / 1000, 1)
+    assert "one model for all" in (tmp_path / "run" / "report.html").read_text()
+    with rung(-1):
+        again = tiny.fit(plan | {"merge": None}, tmp_path / "run", overwrite=True, steps=4)
+    assert "merged" not in again and not (tmp_path / "run" / "merged").exists()
+
+
+def slots_of(run, shared=False):
+    folder, bundle = store.open_bundle(run)
+    return [(folder, t["file"]) for t in ([bundle["shared"]] if shared else bundle["tasks"].values())]
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    ({"merge": "tall_masks"}, "keeps a slot for each task in a form of its own; .* such as ties"),
+    ({"merge": ["ties", "atm"]}, "'atm' trains in several stages"),
+    ({"merge": ["ties", "tis"]}, "no merge 'tis'; did you mean ties"),
+    ({"merge": "mean", "delta": "prompt"}, "changes activations, not weights"),
+    ({"merge": "mean", "delta": ["lora", "ia3"]}, "one kind of delta"),
+])  # fmt: skip
+def test_merges_that_fit_cannot_offer_are_refused_before_the_work(tmp_path, more, said):
+    with pytest.raises(InputError, match=said):
+        tiny.fit(tiny.plan(tiny.home() / "bert", tiny.home() / "data", ["classify", "pair"]) | more, tmp_path / "run")
+    assert not (tmp_path / "run" / "work" / "features").exists()
+
+
+def test_nothing_to_merge_is_noted(tmp_path):
+    found = read_json(made(tmp_path / "run", ["classify", "pair"], 0, merge="mean") / "results.json")
+    assert "merged" not in found and any("nothing was merged: 0 of the tasks" in note for note in found["notes"])
+
+
 def test_the_mean_of_equal_slots_answers_as_each(run):
     """bf16 of a dense dW is not bf16 of its factors, so nearly."""
     folder, bundle = store.open_bundle(run)

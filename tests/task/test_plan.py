@@ -151,9 +151,9 @@ def test_no_tasks(here, text):
         ("tasks: {a: {data: x}}\nmerge: {ties: {density: 20}}", 2, "merge ties: density is a number in (0, 1], got 20"),
         ("tasks: {a: {data: x}}\nmerge: {ties: {densty: 0.2}}", 2, "no setting 'densty'; did you mean density?"),
         (
-            "tasks: {a: {data: x}}\nmerge: [ties]",
+            "tasks: {a: {data: x}}\nmerge: []",
             2,
-            "merge: a merge is a name or {name: {setting: value}}, got ['ties']",
+            "merge: a merge is a name or {name: {setting: value}}, got []",
         ),
         ("tasks: {a: {data: x}}\ndelta: []", 2, "delta is an empty list"),
         ("tasks: {a: {data: x}}\ndelta: [{ties: {}, at: 5}]", 2, "at is a site or a list of sites"),

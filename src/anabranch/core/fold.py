@@ -14,10 +14,10 @@ Change = tuple[Tensor | None, Tensor | None]  # dW [d_out, d_in], db [d_out]
 def changes(f: nn.Module, bank: Bank, slot: int, state: Mapping[str, Tensor] | None = None) -> dict[str, Change]:
     """Site key -> (dW, db) of one slot, in fp32 and in the orientation of :meth:`Site.weight`; ``state``: f's weights."""
     shared = bank.tables["shared"].get(1).get("", {})
-    out: dict[str, Change] = {}
+    own, out = bank.take(slot), dict[str, Change]()
     for site in bank.sites:
         W, b = site.weight(f, state)
-        p = {n: t.float() if t.is_floating_point() else t for n, t in bank.take(slot)[site.key].items()}
+        p = {n: t.float() if t.is_floating_point() else t for n, t in own[site.key].items()}
         try:
             W, b = (None if t is None else t.detach().float() for t in (W, b))
             out[site.key] = bank.delta.weight(p | shared, W, b)

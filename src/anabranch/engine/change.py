@@ -13,6 +13,8 @@ from anabranch.engine.algebra import merge as merge_slots
 from anabranch.engine.cache import read_sealed, sealed, write_json
 from anabranch.engine.fit import fit
 from anabranch.engine.model import Model, load
+from anabranch.engine.offer import told as told_of
+from anabranch.engine.offer import written
 from anabranch.engine.run import Told
 from anabranch.errors import InputError, nearest
 from anabranch.task.plan import read_plan
@@ -101,20 +103,10 @@ def merge(run: Path, method: str | dict[str, Any], *, tasks: Sequence[str] | Non
         raise InputError(f"a merge needs at least two tasks with own deltas, got {len(chosen)}")
     backbone = model.backbone
     bank = together(model, slots, combine)
-    packed = store.pack({f"0/{site}": p for site, p in bank.take(1).items()}, "bf16")
-    out = run / name / "bundle"
-    records = {}
-    for n in chosen:
-        served = model.task(n)
-        records[n] = store.save_task(out, dict(served.record) | {"rung": "shared"}, {}, served.head, served.post, served.corpus)
+    entries = {n: (s.record, s.head, s.post, s.corpus) for n, s in model.served.items() if n in chosen}
+    bundle, size = written(run / name, bank, model.bundle, {n: entries[n] for n in chosen}, method)
     old = sum(store.size(store.parts_of(model.folder, model.tasks[n]["file"])[0]) for n in chosen)
-    bundle = {k: model.bundle[k] for k in ("backbone", "dtype")} | {
-        "banks": [store.bank_card(bank)], "tasks": records,
-        "shared": {"file": store.put(out, {f"slot/{n}": t for n, t in packed.items()}), "tasks": chosen},
-        "made": dict(model.bundle["made"]) | {"merge": method, "from": chosen},
-    }  # fmt: skip
-    store.save(out, bundle)
-    merged = Model(out, bundle, backbone)
+    merged = Model(run / name / "bundle", bundle, backbone)
     found, plan = {}, read_plan(model.bundle["made"]["plan"])
     for i, n in enumerate(chosen):
         if told:
@@ -123,12 +115,7 @@ def merge(run: Path, method: str | dict[str, Any], *, tasks: Sequence[str] | Non
             continue
         single, both = model.tasks[n]["test"], _test(merged, n, plan)
         found[n] = {"single": single, "merged": both}
-    mean = {k: sum(t[k] for t in found.values()) / max(1, len(found)) for k in ("single", "merged")}
-    answer = {"tasks": found, "mean_single": mean["single"], "mean_merged": mean["merged"],
-              "kilobytes_saved": round((old - store.size(packed)) / 1000, 1), "bundle": str(out.parent)}  # fmt: skip
-    answer = sealed(answer)
-    write_json(run / name / "results.json", answer)
-    return answer
+    return told_of(run / name, found, old - size)
 
 
 def together(model: Model, slots: dict[str, int], combine: Any) -> Bank:

@@ -26,6 +26,7 @@ from anabranch.engine.cache import checksum, digest, read_json, read_sealed, rec
 from anabranch.engine.choose import Rung, climb, tested
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, job_of, kind_of
+from anabranch.engine.offer import NAME, merges_of, offer, weighed
 from anabranch.engine.passes import TOKENS, seeded
 from anabranch.engine.profile import profile
 from anabranch.engine.recipe import jointly, unpacked
@@ -60,7 +61,7 @@ def fit(
     plan = read_plan(plan)
     if not plan.tasks:
         raise InputError("the plan has no tasks: add one under tasks:, for example  intent: {data: data/intent}")
-    stages = stages_of(plan)
+    stages, merges = stages_of(plan), merges_of(plan)
     if not dry:
         claim(out, plan, resume, overwrite)
     tasks = {}
@@ -71,6 +72,8 @@ def fit(
     backbone = backbone_of(plan.backbone, machine["dtype"])
     notes: list[str] = []
     banks, rates = banks_of(plan, backbone, tasks, notes)
+    if merges:
+        weighed(backbone.f, banks[0])
     depth = max(0, min((s.depth for bank in banks for s in bank.sites), default=0))
     store = Features(backbone, out / "work" / "features", depth)
     run = Run(plan, out, told, machine, tasks, backbone, store, banks, rates, gated_of(plan, banks, list(tasks)), notes=notes)
@@ -89,6 +92,8 @@ def fit(
             run.took[name] = time.perf_counter() - start
     start = time.perf_counter()
     bundle, chosen = finish(run)
+    if merges and (offered := offer(run, bundle, chosen)):
+        run.extra["merged"] = offered
     run.took["choose"] = time.perf_counter() - start
     results = sealed(results_of(run, chosen, bundle, time.perf_counter() - begun))
     write_json(out / "results.json", results)
@@ -123,7 +128,7 @@ def claim(out: Path, plan: Plan, resume: bool, overwrite: bool) -> None:
     if there and "plan.json" not in there:
         raise InputError(f"{out} holds other files than a run: choose another --out, or empty it yourself")
     if there and overwrite:
-        for part in ("results.json", "report.html", "bundle", "work", "plan.json"):
+        for part in ("results.json", "report.html", "bundle", "work", "plan.json", NAME):
             shutil.rmtree(out / part) if (out / part).is_dir() else (out / part).unlink(missing_ok=True)
     elif there:
         old = read_json(out / "plan.json")

@@ -71,6 +71,7 @@ def gathered(run: Path, results: Mapping[str, Any], plan: Mapping[str, Any] | No
         "stages": {},
         "versions": {},
         "notes": [],
+        "merged": None,
         "machine": {},
     }
     results = whole | dict(results)

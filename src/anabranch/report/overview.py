@@ -184,8 +184,9 @@ def protocol(family: str, found: Mapping[str, Any]) -> str:
         " a model of its own, so that it may keep all.",
         "balance": f"One {found.get('delta')} for all tasks, a head for each from the same probe, {found.get('epochs')} passes."
         f" A share is a task's score over that of a {found.get('delta')} trained on it alone, as long. Mean and worst are over"
-        " tasks. CPU seconds and megabytes are of the whole training; / equal: a step's CPU seconds over those with equal, in"
-        " turn (of several trainings: the whole training's).",
+        f" tasks, with the methods' own settings (other than these: {settings or 'none'}). CPU seconds and megabytes"
+        " are of the whole training; / equal: a step's CPU seconds over those with equal, in turn (of several trainings: the"
+        " whole training's).",
     }  # fmt: skip
     left = f" Without a share, as its own score is not above 0: {', '.join(f'`{n}`' for n in bad)}." if bad else ""
     return f"{start} {said[family]} Untouched f: {', '.join(first)}.{left}"
@@ -225,7 +226,7 @@ def sides(family: str, found: Mapping[str, Any]) -> str:
             row += [number(mean), number(worst), *[number(scaled)] * more]
         last = list(cells)[-1]
         row += [f"{cells[last][k]:,.{places}f}" for k, places in (("ratio", 1 if more else 2), ("cpu", 1), ("megabytes", 0))]
-        row += [f"{cells[last]['kilobytes']:,.0f}"] * more
+        row += [f"{cells[last].get('kilobytes', 0):,.0f}"] * more
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 

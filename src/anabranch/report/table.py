@@ -57,6 +57,7 @@ def results(data: Mapping[str, Any]) -> RenderableType:
     made = f"seed {data['seed']}, {data['backbone']}, {data['dtype']}, {number(data['seconds'])} s"
     shown = table(["task", "kind", "metric", *rungs, "gain", "kB"], rows)
     used = [use(data["gates"]), ""] if data.get("gates") else []
+    used += [merged(data["merged"]), ""] if data.get("merged") else []
     return Group(shown, "", *odd, Text(means, "dim"), Text(made, "dim"), "", *used, stages(data["stages"], "seconds"))
 
 

@@ -151,7 +151,7 @@ def delta_entry(spec: Any) -> Any:
 
 class Plan(Strict):
     """``delta`` is a name, {name: settings}, or a list of {name: settings, at: sites, lr: rate}; an entry with at or lr
-    is always in a list, and has them beside the name."""
+    is always in a list, and has them beside the name. ``merge`` is one merge or a list, of which the best is offered."""
 
     backbone: Words = "minilm"  # the embedded default, a Hugging Face id, or a local folder
     seed: int = 0
@@ -185,7 +185,8 @@ class Plan(Strict):
     def method_is_known(cls, spec: Any, info: Any) -> Any:
         if spec is None:  # a key without a value
             return cls.model_fields[info.field_name].default
-        method(info.field_name, spec)
+        for one in spec if info.field_name == "merge" and isinstance(spec, list) and spec else [spec]:
+            method(info.field_name, one)
         return spec
 
     @field_validator("stages")
