@@ -50,6 +50,9 @@ def results() -> dict:
         "balance": facts | {"cells": {"separate 16": balanced, "shared 8": shared | {"torchjd_shared": ratio(4.8)}}},
         "serve": facts | {"tasks": 64, "many": 512, "rows": [16, 1], "clients": 32, "ratios": {
             "server / offline": ratio(0.86), "many / one": ratio(0.8), "server / peer float32": ratio(5.2)}},
+        "soak": facts | {
+            "requests": 1000, "answers": 3000, "wrong": 0, "errors": 1, "changes": 24, "crowd": None,
+            "memory_mb": {"quarter": 1000.0, "last": 1010.0}},
         "load": facts | {
             "tasks": {"1": {"each": [0.2, 0.1]}, "500": {"each": [1.0, 1.2, 2.5]}}, "limit_seconds": 2.0,
             "peer_adapters": {"64": {"each": [9.0]}}, "faster_at_equal_number": {"64": 30.0}, "faster_per_task": {"64": 75.0}, "kilobytes_per_task": 180.0,

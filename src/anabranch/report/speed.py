@@ -155,6 +155,17 @@ def serve(found: Found) -> Iterator[Line]:
             yield Line(f"rows/s / FastAPI + PEFT in {dtype}, {found['clients']} clients, {rows}", r, 5)
 
 
+def soak(found: Found) -> Iterator[Line]:
+    memory = found["memory_mb"]
+    yield Line(f"wrong answers of {found['answers']:,} to {found['requests']:,} requests", found["wrong"], most=0)
+    yield Line("errors", found["errors"], most=0)
+    yield Line("tasks put and deleted meanwhile", found["changes"])
+    yield Line("megabytes at the end / after a quarter", memory["last"] / memory["quarter"], most=1.05)
+    if crowd := found["crowd"]:
+        yield Line(f"of {crowd['connections']:,} connections at once, refused", crowd["refused"])
+        yield Line("status of /healthz behind them", crowd["health afterwards"], least=200)
+
+
 def load(found: Found) -> Iterator[Line]:
     for n, one in found["tasks"].items():
         last = n == list(found["tasks"])[-1]
@@ -197,6 +208,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Found], Iterator[Line]]]] = {
     "merge": ("Merging checkpoints", merge),
     "balance": ("A balanced step", balance),
     "serve": ("Serving", serve),
+    "soak": ("A soak of the server", soak),
     "load": ("Opening a bundle", load),
     "scale": ("From one task to hundreds", scale),
 }
@@ -210,7 +222,7 @@ def page(results: Mapping[str, Found]) -> str:
     for name in run:
         head = "| | found | spread | of ceiling | target | met |\n|---|---:|---|---:|---|---|"
         parts += [f"## {SECTIONS[name][0]}", made(name, results[name]), "\n".join([head, *(one.row() for one in lines[name])])]
-    if absent := [f"`speed/{name}.py`" for name in SECTIONS if name not in results]:
+    if absent := [f"`{script(name)}`" for name in SECTIONS if name not in results]:
         parts.append(f"Not measured yet: {', '.join(absent)}.")
     return "\n\n".join(parts) + "\n"
 
@@ -228,8 +240,12 @@ def summary(lines: Mapping[str, Sequence[Line]]) -> str:
     for name, each in lines.items():
         judged = [one for one in each if one.met is not None]
         missed = "; ".join(f"{one.what}: {number(one.middle)}" for one in judged if not one.met)
-        rows.append(f"| `speed/{name}.py` | {len(judged)} | {sum(one.met is True for one in judged)} | {missed or '-'} |")
+        rows.append(f"| `{script(name)}` | {len(judged)} | {sum(one.met is True for one in judged)} | {missed or '-'} |")
     return "\n".join(rows)
+
+
+def script(name: str) -> str:
+    return "speed/serve.py --soak" if name == "soak" else f"speed/{name}.py"
 
 
 def made(name: str, found: Found) -> str:
@@ -239,7 +255,7 @@ def made(name: str, found: Found) -> str:
     top = ", ".join(f"{n} GFLOP/s in {dtype}" for dtype, n in machine["gigaflops"].items())
     disk = f"; reads and writes {machine['ceiling']:g} GB/s" if "ceiling" in machine else ""
     said = {k: found[k] for k in ("seeds", "rows", "shots", "length", "reps", "millions", "models", "dtype") if k in found}
-    how = " ".join(["python", f"speed/{name}.py", *found.get("settings", [])])
+    how = " ".join(["python", script(name), *found.get("settings", [])])
     settings = ", ".join(f"{k} {', '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in said.items())
     return (
         f"`{how}`{f' ({settings})' if settings else ''}, on {machine['cpu']}, cores {machine['cpus']}, threads"
