@@ -226,6 +226,21 @@ def test_a_text_that_breaks_the_tokenizer_breaks_alone(make):
         futures[1].result(30)
 
 
+@pytest.mark.parametrize(("held", "first"), [(100.0, "many"), (0.0, "one")])
+def test_the_largest_group_goes_first_unless_another_has_been_held_too_long(make, monkeypatch, held, first):
+    monkeypatch.setattr(batching, "HELD", held)
+    batcher, ended, futures = make(), [], []
+    texts = {"one": [{"text": "red " * 30}], "many": [{"text": "red"}] * 3}  # of two padded lengths; the single one came first
+    for name, rows in texts.items():
+        futures.append(batcher.submit("classify", rows))
+        futures[-1].add_done_callback(lambda _, name=name: ended.append(name))
+        time.sleep(0.01)
+    batcher.start()  # a stop would drain the line in its order
+    wait(futures, 30)
+    batcher.stop()
+    assert ended == sorted(texts, key=lambda name: name != first)
+
+
 # ---- clients that leave, the end
 
 
