@@ -103,7 +103,8 @@ def merged(data: Mapping[str, Any]) -> RenderableType:
     rows = [[name, single, many, Text(f"{many - single:+.3f}"), bar(many)] for name, single, many in pairs]
     change = data["mean_merged"] - data["mean_single"]
     rows.append(["mean", data["mean_single"], data["mean_merged"], Text(f"{change:+.3f}"), bar(0)])
-    saved = Text(f"{number(data['kilobytes_saved'])} kB saved" + (f", in {data['bundle']}" if "bundle" in data else ""), "dim")
+    size, how = abs(data["kilobytes_saved"]), "saved" if data["kilobytes_saved"] >= 0 else "more than the deltas"
+    saved = Text(f"{number(size)} kB {how}" + (f", in {data['bundle']}" if "bundle" in data else ""), "dim")
     return Group(table(["task", "single", "merged", "change", ""], rows), "", saved)
 
 
