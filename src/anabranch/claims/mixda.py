@@ -19,7 +19,7 @@ from anabranch.engine.share import over
 holds = ("gate_in > task_in", "gate_general >= task_general", "gate > uniform")
 CORPORA = ["banking77", "sst2", "senti4sd"]
 INSIDE, GENERAL = ["banking77", "uci_sentiment_imdb", "senti4sd"], ["trec6", "clinc150_domain", "tweet_emotion"]
-BESIDE = {"lora": {"rank": 16, "alpha": 16.0, "at": "mlp.in->mlp.out"}}
+BESIDE = {"lora": {"rank": 16, "alpha": 16.0}, "at": "mlp.in->mlp.out"}
 
 
 def claim(lab: Any) -> dict[str, dict[str, float]]:

@@ -104,7 +104,9 @@ def line(family: str, name: str) -> str:
 
 
 def asks(family: str, name: str) -> str:
-    """What a method wants beside deltas or gradients; empty where that is nothing."""
+    """What a method wants beside deltas or gradients; empty where that is nothing, and for another library's."""
+    if name not in every(family):
+        return ""
     method = find(f"{family}.{name}")
     module = inspect.getmodule(method)
     words = {*getattr(module, "needs", ()), *vars(module), *inspect.signature(method).parameters}
