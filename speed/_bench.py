@@ -222,6 +222,16 @@ def sides(found: Mapping[str, Any], standing: Callable[[Any, Any], tuple[float, 
         print(f"{name}: {why}")
 
 
+def shown(found: Mapping[str, Any], standing: Callable[[Any, Any], tuple[float, float]], out: Path | None) -> None:
+    """Prints a table and one JSON line, which ``out`` keeps."""
+    print()
+    sides(found, standing)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    print(json.dumps(found))
+
+
 def machine(*packages: str) -> dict[str, Any]:
     """What ran where, how busy it was, and the ceiling: GFLOP/s of a 1024^3 product in both types, at best."""
     import torch

@@ -13,7 +13,6 @@ Real tasks through ANABRANCH_DATA or --data, the docstring suite otherwise. What
 that a killed run goes on. docs/balancing.md shows the result: python -m anabranch.report.overview
 """
 
-import json
 import os
 import tempfile
 import time
@@ -129,12 +128,7 @@ def main() -> None:
         "single": {str(size): bench.by_task(each) for size, each in single.items()},
         "untrained": {str(size): bench.by_task(each) for size, each in probe.items()}, **found,
     }  # fmt: skip
-    print()
-    bench.sides(found, standing)
-    if a.out:
-        a.out.parent.mkdir(parents=True, exist_ok=True)
-        a.out.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    print(json.dumps(found))
+    bench.shown(found, standing, a.out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ the user's cache, so that a killed run goes on. docs/merging.md shows the result
 """
 
 import inspect
-import json
 import os
 import tempfile
 import time
@@ -183,12 +182,7 @@ def main() -> None:
         "single": {str(size): bench.by_task(each) for size, each in single.items()},
         "untrained": {str(size): bench.by_task(each) for size, each in frozen.items()}, **found,
     }  # fmt: skip
-    print()
-    bench.sides(found, standing)
-    if a.out:
-        a.out.parent.mkdir(parents=True, exist_ok=True)
-        a.out.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    print(json.dumps(found))
+    bench.shown(found, standing, a.out)
 
 
 if __name__ == "__main__":

@@ -300,6 +300,17 @@ def test_merges_that_fit_cannot_offer_are_refused_before_the_work(tmp_path, more
     assert not (tmp_path / "run" / "work" / "features").exists()
 
 
+def test_a_merge_that_cannot_be_of_these_tasks_costs_no_work(tmp_path):
+    names, merges = ["classify", "pair", "regress"], ["slerp", {"scalearn": {"steps": 1}}]
+    found = read_json(made(tmp_path / "one", names, merge=[*merges, "mean"]) / "results.json")
+    assert [*found["merged"]["valid"]] == ["mean"] and found["merged"]["method"]["method"] == "merge.mean"
+    assert read_json(tmp_path / "one" / "merged" / "results.json")["valid"] == found["merged"]["valid"]
+    left = [note for note in found["notes"] if "is left out: " in note]
+    assert len(left) == 2 and "exactly 2 tasks, got 3" in left[0] and "a model of its own" in left[1]
+    found = read_json(made(tmp_path / "none", names, merge=merges[:1]) / "results.json")
+    assert "merged" not in found and not (tmp_path / "none" / "merged").exists()
+
+
 def test_nothing_to_merge_is_noted(tmp_path):
     found = read_json(made(tmp_path / "run", ["classify", "pair"], 0, merge="mean") / "results.json")
     assert "merged" not in found and any("nothing was merged: 0 of the tasks" in note for note in found["notes"])

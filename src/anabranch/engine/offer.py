@@ -18,7 +18,7 @@ from anabranch.core.bank import Bank
 from anabranch.core.fold import changes
 from anabranch.core.names import card, make
 from anabranch.engine import store
-from anabranch.engine.cache import sealed, write_json
+from anabranch.engine.cache import read_sealed, sealed, write_json
 from anabranch.engine.choose import Rung, climb, tested
 from anabranch.engine.job import Head
 from anabranch.engine.merging import merged, method_of
@@ -53,7 +53,9 @@ def weighed(f: nn.Module, bank: Bank) -> None:
 
 
 def offer(run: Run, bundle: Mapping[str, Any], chosen: Mapping[str, Rung]) -> dict[str, Any] | None:
-    """Merges the slots of the tasks that answer from their own; None (and a note) where there are not two.
+    """Merges the slots of the tasks that answer from their own; None where there are not two, or no merge makes one model.
+
+    A merge that cannot be of these tasks is left out with a note: what was trained is not lost over it.
 
     ``{"method", "tasks": {task: {"single", "merged"}}, "mean_single", "mean_merged", "kilobytes_saved", "valid": {merge: mean
     validation score}, "bundle"}``; single and merged are test scores.
@@ -68,15 +70,23 @@ def offer(run: Run, bundle: Mapping[str, Any], chosen: Mapping[str, Rung]) -> di
     tried: dict[str, tuple[float, dict[str, Rung], Bank]] = {}
     for i, spec in enumerate(merges := merges_of(run.plan)):
         run.told("merge", i, len(merges), str(spec))
-        made = merged(run.features, [run.jobs[n] for n in names], [chosen[n].head for n in names], bank, spec, seed=run.plan.seed)
-        if any(made.after) or len(set(made.slots)) > 1:
-            raise InputError(f"merge {spec!r} gives each task a model of its own; fit offers one for all: take ties or tsv")
+        try:
+            made = merged(
+                run.features, [run.jobs[n] for n in names], [chosen[n].head for n in names], bank, spec, seed=run.plan.seed
+            )
+            if any(made.after) or len(set(made.slots)) > 1:
+                raise InputError("it gives each task a model of its own, and fit offers one for all")
+        except InputError as error:
+            run.notes.append(f"merge {spec!r} is left out: {error}")
+            continue
         packed = packed_of(made.bank)
         one = bank_like(made.bank, 0, store.unpack(packed))
         one.add([store.cut(store.unpack(packed), 0)])  # rounded, as it is stored
         rungs = {n: climb(NAME, run.jobs[n], run.features, view(run, one, n), chosen[n].head, chosen[n].post) for n in names}
         scores = [rung.valid for rung in rungs.values() if rung.valid is not None]
         tried[str(spec)] = fmean(scores) if scores else 0.0, rungs, one
+    if not tried:
+        return None
     best = max(tried, key=lambda spec: tried[spec][0])
     _, rungs, one = tried[best]
     for n in names:
@@ -85,14 +95,12 @@ def offer(run: Run, bundle: Mapping[str, Any], chosen: Mapping[str, Rung]) -> di
     for n in names:
         record = bundle["tasks"][n] | {"valid": rungs[n].valid, "test": rungs[n].test}
         entries[n] = record, chosen[n].head, chosen[n].post, run.tasks[n].corpus
-    spec = merges[list(tried).index(best)]
+    spec = next(one for one in merges if str(one) == best)
     size = written(run.out / NAME, one, bundle, entries, spec)[1]
     pairs = {n: {"single": chosen[n].test, NAME: rungs[n].test} for n in names}
     saved = sum(store.size(chosen[n].packed) for n in names) - size
-    return told(run.out / NAME, pairs, saved) | {
-        "method": card(make("merge", spec)),
-        "valid": {s: v for s, (v, *_) in tried.items()},
-    }
+    told(run.out / NAME, pairs, saved, method=card(make("merge", spec)), valid={s: v for s, (v, *_) in tried.items()})
+    return read_sealed(run.out / NAME / "results.json")
 
 
 def view(run: Run, one: Bank, name: str) -> Slot:
@@ -118,11 +126,11 @@ def written(out: Path, bank: Bank, like: Mapping[str, Any], entries: Mapping[str
     return bundle, store.size(packed)
 
 
-def told(out: Path, pairs: Mapping[str, Mapping[str, float | None]], saved: int) -> dict[str, Any]:
+def told(out: Path, pairs: Mapping[str, Mapping[str, float | None]], saved: int, **more: Any) -> dict[str, Any]:
     """Writes ``out``/results.json; tasks without test rows do not count in the means."""
     whole = [pair for pair in pairs.values() if None not in pair.values()]
     mean = {k: sum(pair[k] or 0.0 for pair in whole) / max(1, len(whole)) for k in ("single", NAME)}
     found = sealed({"tasks": dict(pairs), "mean_single": mean["single"], "mean_merged": mean[NAME],
-                    "kilobytes_saved": round(saved / 1000, 1), "bundle": str(out)})  # fmt: skip
+                    "kilobytes_saved": round(saved / 1000, 1), "bundle": str(out)} | more)  # fmt: skip
     write_json(out / "results.json", found)
     return found
