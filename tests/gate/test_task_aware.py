@@ -17,7 +17,7 @@ def test_by_hand():
     at = At(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 3), torch.ones(2, dtype=torch.bool))
     own = {"G": torch.tensor([[0.0, 1.0], [math.log(3), 0.0], [9.0, 9.0]])}
     e = math.e**2
-    w = make("gate", "task_aware").weigh(own, {}, at, torch.tensor([True, True, False]))
+    w = make("gate", {"task_aware": {"top": 2}}).weigh(own, {}, at, torch.tensor([True, True, False]))
     close(w, torch.tensor([[0.25, 0.75, 0.0], [e / (e + 1), 1 / (e + 1), 0.0]]))
 
 

@@ -1,5 +1,6 @@
 """What every delta must keep, on every kind of backbone: walks the folder, so a new file is held to it at once."""
 
+import copy
 import threading
 from functools import cache
 
@@ -199,6 +200,26 @@ def test_gradients_of_other_slots_are_exactly_zero(delta, name):
     source.grad = None
     (run(adapted, inputs, [[2, 0], [0, 0], [1, 2], [3, 1], [2, 0]])[1] ** 2).sum().backward()
     assert source.grad.abs().max() == 0  # the row without slots trains nothing
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_a_slot_are_the_same_bits_in_any_company(delta, dtype):
+    """Which tasks share a pass with its rows is chance, and must not be seen in what a task learns."""
+    f = copy.deepcopy(backbone("bert")).to(dtype)
+    adapted = Adapted(f, [bank(f, delta, slots=4)])
+    inputs = batch("bert", 30)
+    for mine in (2, LONG_RUN + 1):
+        found = []
+        for others in ([], [1, 3, 4], [1] * LONG_RUN, [1, 3] * 5 + [1] * LONG_RUN + [4]):
+            ids = [*others[:5], *[2] * mine, *others[5:]]
+            rows = iter(range(mine, len(ids)))
+            order = [i - len(others[:5]) if slot == 2 else next(rows) for i, slot in enumerate(ids)]
+            source = adapted.sources[0]["own"] = leaves(adapted.banks[0])
+            y = adapted({n: t[order] for n, t in inputs.items()}, Route.to(ids)).last_hidden_state.float()
+            (y**2).sum().backward()
+            found.append(source.grad[2])
+        assert all(torch.equal(found[0], other) for other in found)
 
 
 @each

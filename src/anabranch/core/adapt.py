@@ -226,7 +226,7 @@ class Adapted(nn.Module):
             return Runs.apply(at.x.flatten(0, 1), ends, *(a for a, _ in runs), *(b for _, b in runs)).view_as(at.y)
         sizes = [part.stop - part.start for part in parts]
         split = zip(*(t.split(sizes) for t in (at.x, at.y, at.mask)), strict=True)
-        for part, (x, y, mask) in zip(parts, [at[:3]] if len(parts) == 1 else split, strict=True):
+        for part, (x, y, mask) in zip(parts, split, strict=True):
             own, keys, mine, shared = self._open[i].at(part, site.key, at.y.dtype)
             on = None if part.full else route.ids[part.start : part.stop] > 0
             w = None if route.w is None else route.w[part.start : part.stop]

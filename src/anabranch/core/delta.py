@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.func import functional_call, vmap
 
-from anabranch.core.gate import Gate, keep
+from anabranch.core.gate import Gate
 from anabranch.core.site import Site
 
 Params = dict[str, Tensor]
@@ -110,8 +110,7 @@ def mix(delta: Delta, gate: Gate, own: Params, shared: Params, keys: Params, min
 
     def weigh(keys: Params, mine: Params, x: Tensor, y: Tensor, mask: Tensor, on: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         weight = torch.where(on, gate.weigh(mine, keys, at._replace(x=x, y=y, mask=mask), on), 0.0) * w
-        on = on & keep(torch.where(on, weight, -torch.inf), gate.top)  # [k] or [l, k]
-        return torch.where(on, weight, 0.0), on
+        return weight, on & (weight != 0) if gate.top else on.expand_as(weight)  # [k] or [l, k]
 
     every = at.mask.new_ones(len(at.x), size)
     on, w = every if on is None else on, every if w is None else w
@@ -130,7 +129,7 @@ def mix(delta: Delta, gate: Gate, own: Params, shared: Params, keys: Params, min
             a, b = vmap(delta.factors)(own)  # type: ignore[misc]
             bad = ~(a.sum((1, 2), dtype=torch.float32) + b.sum((1, 2), dtype=torch.float32)).isfinite()
             a, b = torch.where(_like(bad, a), 0.0, a), torch.where(_like(bad, b), 0.0, b)
-            weight = torch.where(on, torch.where(bad, torch.nan, weight), 0.0).to(x.dtype)
+            weight = torch.where(on & bad, torch.nan, weight).to(x.dtype)
             h = (x @ a.permute(2, 0, 1).flatten(0, 1).mT).unflatten(-1, (-1, len(a))) * weight[..., None, :]
             return h.flatten(-2) @ b.transpose(0, 1).flatten(0, 1)
         out = vmap(lambda p: delta.apply(p | shared, row).flatten(0, -2))(own)

@@ -20,7 +20,7 @@ class Gate(ABC):
     library: ClassVar[bool] = False  # whether its candidates are slots that were trained alone, which stay as they are
     needs: ClassVar[frozenset[str]] = frozenset()  # statistics of x that key reads: {"mean", "cov"}
     plain: ClassVar[bool] = False  # weights are 1 for every candidate, so that weigh need not be called
-    top: int | None = None  # how many slots a row keeps, or all
+    top: int | None = None  # how many slots a row or token keeps, weigh leaving the others at zero; None: all
 
     def own(self, site: "Site", slots: int, rng: Generator) -> "Params":
         """One task's tensors at one site, over its ``slots`` candidates."""
@@ -49,10 +49,3 @@ class Gate(ABC):
     def combine(self, w: Tensor, out: Tensor) -> Tensor:
         """w [k] or [l, k], out [k, l, d] -> [l, d]."""
         return torch.einsum("k,kld->ld" if w.ndim == 1 else "lk,kld->ld", w.to(out.dtype), out)
-
-
-def keep(w: Tensor, top: int | None) -> Tensor:
-    """True at the ``top`` largest of the last dimension's weights."""
-    if top is None or top >= w.shape[-1]:
-        return torch.ones_like(w, dtype=torch.bool)
-    return torch.zeros_like(w, dtype=torch.bool).scatter(-1, w.topk(top, dim=-1).indices, True)

@@ -47,7 +47,7 @@ class Route:
         slots = [slot for row in rows for slot in row[:k]] or [0]
         return cls(ids, w, who, tuple(runs), (min(slots), max(slots)))
 
-    def stretches(self, matrix: bool) -> list[Stretch]:
+    def stretches(self, matrix: bool, learns: bool = False) -> list[Stretch]:
         """Long runs on their own, the short ones between them together, or all rows; ``matrix``: every run on its own."""
         if torch.compiler.is_compiling() or not self.runs:
             return [Stretch(0, len(self.ids), False, False)]
@@ -55,7 +55,7 @@ class Route:
         for long, group in groupby(self.runs, lambda run: matrix or run.stop - run.start >= LONG_RUN):
             some = list(group)
             out += some if long else [Stretch(some[0].start, some[-1].stop, False, all(run.full for run in some))]
-        few = len(out) <= FEW or all(part.same for part in out)
+        few = learns or len(out) <= FEW or all(part.same for part in out)
         return out if few else [Stretch(0, len(self.ids), False, all(run.full for run in self.runs))]
 
 
@@ -71,7 +71,8 @@ class Opened:
             raise InputError(f"{type(bank.gate).__name__} keeps tensors for each task: the route needs who, their rows [b]")
         self.bank, self.sources, self.dtype, self.single = bank, sources, dtype, route.ids.shape[1] == 1
         self.lists: dict[str, tuple[Tensor, ...]] = {}
-        self.parts = route.stretches(matrix=type(bank.delta).apply is Delta.apply)  # a matrix per run, not per row
+        learns = any(t.requires_grad for t in sources.values())  # then no run may depend on its company, to the last bit
+        self.parts = route.stretches(type(bank.delta).apply is Delta.apply, learns)  # a matrix per run, not per row
         self.trees = {part: self._open(route, part) for part in self.parts}
 
     def at(self, part: Stretch, site: str, dtype: torch.dtype) -> list[Params]:

@@ -15,7 +15,7 @@ from torch.func import vmap
 from anabranch.core.adapt import Adapted
 from anabranch.core.bank import Bank
 from anabranch.core.delta import At, Delta, Params
-from anabranch.core.gate import Gate, keep
+from anabranch.core.gate import Gate
 from anabranch.core.names import card, make
 from anabranch.core.route import Route
 from anabranch.delta.dense import Dense
@@ -276,7 +276,6 @@ def shares_at(bank: Bank, key: str, at: At) -> Tensor:
 
     def one(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
         w = gate.weigh(mine, keys, At(x, y, mask, at.W, at.b, at.module), on).float()
-        w = torch.where(keep(w, gate.top), w, 0.0)
         if w.ndim == 1 or gate.on == "params":
             return w if w.ndim == 1 else w.mean(0)
         return torch.where(mask[:, None], w, 0.0).sum(0) / mask.sum().clamp(min=1)

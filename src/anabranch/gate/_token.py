@@ -19,5 +19,16 @@ def asking(at: At) -> Tensor:
 
 def top_softmax(logits: Tensor, on: Tensor, top: int) -> Tensor:
     """[..., k]: a softmax over the ``top`` highest logits of the candidates that are ``on`` [k], zero elsewhere."""
-    best, ids = torch.where(on, logits, -torch.inf).topk(min(top, logits.shape[-1]), dim=-1)
-    return torch.zeros_like(logits).scatter(-1, ids, torch.softmax(best, -1))
+    best, ids = highest(torch.where(on, logits, -torch.inf), top)
+    return torch.zeros_like(logits).scatter_add(-1, ids, torch.softmax(best, -1))
+
+
+def highest(t: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """The ``top`` highest of the last dimension (all, where they are fewer) and their places, the first of equals first."""
+    found = []
+    for _ in range(min(top, t.shape[-1])):  # few: two maxima take a fifth of the time of topk, which sorts
+        value, place = t.max(-1, keepdim=True)
+        t = t.scatter(-1, place, -torch.inf)
+        found.append((value, place))
+    values, places = zip(*found, strict=True)
+    return torch.cat(values, -1), torch.cat(places, -1)

@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from anabranch.core.delta import At, Params
 from anabranch.core.gate import Gate
 from anabranch.core.site import Site
+from anabranch.gate._token import top_softmax
 from anabranch.types import Count, Positive
 
 
@@ -36,5 +37,4 @@ class Keyed(Gate):
         x = at.x if at.x.is_floating_point() else at.y
         query = torch.where(real, x, 0).sum(0) / real.sum().clamp(min=1)
         alike = torch.nn.functional.cosine_similarity(keys["key"], query[None], dim=-1) / self.temperature
-        top, ids = torch.where(on, alike, -torch.inf).topk(min(self.top, len(on)))
-        return torch.zeros_like(alike).scatter(-1, ids, torch.softmax(top, -1))
+        return top_softmax(alike, on, self.top)

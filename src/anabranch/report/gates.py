@@ -9,7 +9,6 @@ from torch import Tensor, vmap
 from anabranch.core.adapt import Adapted
 from anabranch.core.bank import Bank
 from anabranch.core.delta import At
-from anabranch.core.gate import keep
 from anabranch.core.route import Route
 from anabranch.engine.features import Features
 from anabranch.engine.given import rows_of
@@ -54,7 +53,6 @@ def weights(bank: Bank, route: Route, key: str, at: At) -> Tensor:
 
     def one(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
         w = gate.weigh(mine, keys, At(x, y, mask, at.W, at.b, at.module), on).float()
-        w = torch.where(keep(w, gate.top), w, 0.0)
         if w.ndim == 1 or gate.on == "params":
             return w if w.ndim == 1 else w.mean(0 if w.shape[-1] == len(ids) else -1)
         return torch.where(mask[:, None], w, 0.0).sum(0) / mask.sum().clamp(min=1)
