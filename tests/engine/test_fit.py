@@ -217,6 +217,16 @@ def test_kill_at_any_stage_then_resume(tmp_path, whole):
 
 
 @needs_fork
+def test_a_kill_before_there_is_a_plan_leaves_nothing_behind(tmp_path, whole):
+    plan, results, _ = whole
+    out = tmp_path / "run"
+    assert run_child(plan, out, "", r"/plan.json") == -signal.SIGKILL
+    assert [p.suffix for p in out.iterdir()] == [".part"]
+    assert run_child(plan, out) == 0 and tiny.timeless(read_json(out / "results.json")) == results
+    assert not list(out.rglob("*.part"))
+
+
+@needs_fork
 def test_kill_at_random_times_then_resume(tmp_path, whole):
     plan, results, bundle = whole
     out = tmp_path / "run"

@@ -37,7 +37,8 @@ def out():
         names = ["classify", "multilabel", "pair"]
         tiny.fit(tiny.plan(tiny.home() / "bert", tiny.home() / "data", names, delta={"lora": {"rank": 2, "alpha": 2.0}}), place)
         folder, bundle = store.open_bundle(place)
-        made, rng = store.bank_of(bundle["banks"][0]), torch.Generator().manual_seed(5)
+        f, rng = backbone_of(str(tiny.home() / "bert"), "float32").f, torch.Generator().manual_seed(5)
+        made = store.bank_of(bundle["banks"][0], f)
         for name, record in bundle["tasks"].items():  # whatever fit chose: it is slots that matter here
             tree = {
                 f"0/{s.key}": {n: torch.randn(t.shape, generator=rng) for n, t in made.delta.init(s, rng).items()}

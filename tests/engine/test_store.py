@@ -89,7 +89,7 @@ def test_a_bank_comes_back_from_its_card(name):
     bank = Bank.make(kind, make("gate", "by_task"), find(f, kind.at), rng)
     slot = bank.fresh(rng)
     entry = json.loads(json.dumps(store.bank_card(bank)))
-    back = store.bank_of(entry)
+    back = store.bank_of(entry, f)
     assert back.delta == bank.delta and back.sites == bank.sites and len(back) == 0
     back.add([slot])
     bank.add([slot])

@@ -207,6 +207,17 @@ def test_a_delta_of_petabytes_is_refused(good, tmp_path):
         load(run)
 
 
+@pytest.mark.parametrize("odd", [{"start": []}, {"start": 3, "stop": 5}, {"d_in": 7}, {"depth": 0}, {"kind": "norm"},
+                                 {"name": "encoder.layer.0"}, {"read": "encoder"}, {"name": "x.y"}])  # fmt: skip
+def test_a_site_that_f_has_not_is_refused(good, tmp_path, odd):
+    run = Path(shutil.copytree(good, tmp_path / "run"))
+    bundle = json.loads((run / "bundle" / "bundle.json").read_text())
+    bundle["banks"][0]["sites"][0] |= odd
+    sealed(run, bundle)
+    with pytest.raises(WorkError, match="describes no bundle"):
+        load(run)
+
+
 def test_opening_what_is_damaged_keeps_no_memory(good, bad):
     """Nor does opening what is whole."""
     rng, run = random.Random(0), copied(good, bad)

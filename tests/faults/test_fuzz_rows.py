@@ -18,7 +18,7 @@ from anabranch import cli
 from anabranch.engine.model import load
 from anabranch.errors import InputError, WorkError
 from anabranch.task.data import Task, load_task
-from anabranch.task.plan import KINDS, TaskSpec
+from anabranch.task.plan import KINDS, TaskSpec, read_plan
 
 COLUMNS = ["text", "text_b", "tokens", "choices", "label", "labels", "id", "score", "split", "Text", " label", "", "label "]
 CELLS = ["the red cat", "red", "blue", "3", "0.5", "1|2", "red|blue", "[\"a\", \"b\"]", "[1, 0.5]", "ann sits", "O O", "d1", "", " ", "true"]  # fmt: skip
@@ -117,6 +117,18 @@ def test_task_json_that_says_odd_things(tmp_path_factory, meta):
             load_task("t", TaskSpec(data=str(place)))
         except (InputError, WorkError) as error:
             assert str(error).startswith("task t: ")
+
+
+@pytest.mark.parametrize("name", ["9" * 300, "/" + "a" * 5000, "b" * 300 + ".jsonl", "c/" * 200 + "d" * 300])
+@pytest.mark.parametrize("key", ["data", "train"])
+def test_a_name_that_no_file_can_have(tmp_path, key, name):
+    tiny.folder(tmp_path / "task", "classify", {"train": 12, "test": 6})
+    with pytest.raises((InputError, WorkError), match="^task t: "):
+        load_task("t", TaskSpec(**{"data": str(tmp_path / "task")} | {key: name}))
+    with pytest.raises((InputError, WorkError)):
+        read_plan({"tasks": {"t": {"data": name}}}) and load_task("t", TaskSpec(data=name))
+    with pytest.raises((InputError, WorkError)):
+        read_plan(name)
 
 
 @pytest.mark.parametrize(("rows", "spec"), [

@@ -27,14 +27,14 @@ from anabranch.engine.choose import Rung, climb, tested
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, job_of, kind_of
 from anabranch.engine.offer import NAME, merges_of, offer, weighed
-from anabranch.engine.passes import TOKENS, seeded
+from anabranch.engine.passes import seeded
 from anabranch.engine.profile import profile
 from anabranch.engine.recipe import jointly, unpacked
 from anabranch.engine.result import finish, numbers_of, results_of, served
 from anabranch.engine.run import Run, Told, epochs_of, estimate
 from anabranch.engine.seen import seen
 from anabranch.engine.share import fitting, over, relate
-from anabranch.engine.train import Learner, Trainer
+from anabranch.engine.train import TOKENS, Learner, Trainer
 from anabranch.engine.workers import drained, each
 from anabranch.errors import InputError, WorkError
 from anabranch.report import html
@@ -137,10 +137,10 @@ def claim(out: Path, plan: Plan, resume: bool, overwrite: bool) -> None:
             raise InputError(
                 f"{out} was made by another plan, which differs in {', '.join(differ)}: use that plan, or --overwrite"
             )
-        for stray in out.rglob(".*.part"):  # half-written by a run that was killed
-            stray.unlink()
         if "results.json" in there and (changed := read_sealed(out / "results.json")["tasks"].keys() ^ plan.tasks.keys()):
             raise InputError(f"{out} is finished and was changed since (tasks {', '.join(sorted(changed))}): nothing to resume")
+    for stray in out.rglob(".*.part"):  # half-written by a run that was killed, perhaps before it had a plan
+        stray.unlink()
     write_json(out / "plan.json", said)
 
 

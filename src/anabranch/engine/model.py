@@ -55,8 +55,7 @@ class Model:
 
     def __init__(self, folder: Path, bundle: Mapping[str, Any], backbone: Backbone) -> None:
         self.folder, self.bundle, self.backbone, self._lock = folder, bundle, backbone, threading.RLock()
-        most = 10**6 + 4 * sum(p.numel() for p in backbone.f.parameters())
-        self.banks: list[Bank] = [bank_of(entry, most) for entry in bundle["banks"]]
+        self.banks: list[Bank] = [bank_of(entry, backbone.f) for entry in bundle["banks"]]
         for bank, entry in zip(self.banks, bundle["banks"], strict=True):
             bank.to(backbone.dtype)  # before any slot: many would otherwise lie in memory in fp32 as well
             if entry.get("file"):

@@ -12,11 +12,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from anabranch.core.bank import Bank, Tree
 from anabranch.core.names import card, make
-from anabranch.core.site import Site
+from anabranch.core.site import Site, blocks, region
+from anabranch.core.site import site as site_of
 from anabranch.engine.backbone import Backbone
 from anabranch.engine.cache import checksum, digest, read_json, read_tensors, recall, write, write_json, write_tensors
 from anabranch.engine.job import Head
@@ -160,16 +161,21 @@ def bank_card(bank: Bank) -> dict[str, Any]:
             "routes": bank.routes, "layout": layout, "kinds": kinds}  # fmt: skip
 
 
-def bank_of(entry: Mapping[str, Any], most: float = float("inf")) -> Bank:
-    """The empty bank of a card. ``most``: numbers of a slot; a card from outside may ask for more than any machine has."""
+def bank_of(entry: Mapping[str, Any], f: nn.Module) -> Bank:
+    """The empty bank of a card, which comes from outside: ValueError for slots larger than f and for sites that it has not."""
     numbers = sum(math.prod(shape) for layout in entry["layout"].values() for p in layout.values() for shape in p.values())
-    if numbers > most:
+    if numbers > 10**6 + 4 * sum(p.numel() for p in f.parameters()):
         raise ValueError(f"a slot of {numbers:.3g} numbers is larger than f")
+    sites, (prefix, stack) = [Site(**s) for s in entry["sites"]], blocks(f)
+    for s in sites:
+        here = region(f, s.read, s.name, prefix, len(stack)) if s.read else site_of(f, s.name, s.role, prefix, len(stack))
+        if here != s:
+            raise ValueError(f"f has {here}, and not {s}")
     made = {}
     for family in ("delta", "gate"):
         name = entry[family]["method"].partition(".")[2]
         made[family] = make(family, {name: entry[family]["settings"]})
-    bank = Bank(made["delta"], made["gate"], [Site(**s) for s in entry["sites"]], {}, entry["stage"], entry["routes"])
+    bank = Bank(made["delta"], made["gate"], sites, {}, entry["stage"], entry["routes"])
     for table, layout in entry["layout"].items():
         shapes = {s: {n: torch.Size(shape) for n, shape in p.items()} for s, p in layout.items()}
         bank.table(table, shapes, getattr(torch, entry["kinds"][table]))

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from os.path import isdir, isfile  # which say no to a name that is too long, where a Path raises OSError
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -206,7 +207,7 @@ def read_plan(source: Path | str | dict[str, Any] | Plan) -> Plan:
     if isinstance(source, Mapping):
         return checked(dict(source), Path.cwd(), None, {})
     path = Path(source)
-    if path.is_dir() or suffix(path):
+    if isdir(path) or suffix(path):
         return checked({"tasks": found_tasks(path)}, Path.cwd(), shown(path), {})
     text, file = read_text(path), shown(path)
     try:
@@ -269,7 +270,7 @@ def checked(data: Any, folder: Path, file: str | None, lines: dict[tuple[Any, ..
         for key in FILES:
             if (word := getattr(spec, key)) and not (key == "data" and is_hub_id(word, folder)):
                 setattr(spec, key, str(folder / Path(word).expanduser()))
-    if (folder / plan.backbone).is_dir():
+    if isdir(folder / plan.backbone):
         plan.backbone = str(folder / plan.backbone)
     return plan
 
@@ -309,16 +310,16 @@ def found_tasks(path: Path) -> dict[str, dict[str, str]]:
     """``{name: {"data": path}}`` for a task folder, a data file, or a folder of these."""
 
     def is_task(path: Path) -> bool:
-        if path.is_dir():
+        if isdir(path):
             return is_saved(path) or bool(data_files(path, "train"))
-        return path.is_file() and bool(suffix(path))
+        return isfile(path) and bool(suffix(path))
 
     def name(path: Path) -> str:
-        return path.name.split(".")[0] if path.is_file() else path.absolute().name
+        return path.name.split(".")[0] if isfile(path) else path.absolute().name
 
-    if is_task(path) or path.is_file():
+    if is_task(path) or isfile(path):
         return {name(path): {"data": str(path)}}
-    if not path.is_dir():
+    if not isdir(path):
         raise PlacedError("no such file or folder", shown(path))
     found: dict[str, dict[str, str]] = {}
     for child in sorted(path.iterdir()):

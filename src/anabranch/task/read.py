@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from os.path import exists, isdir, isfile  # which say no to a name that is too long, where a Path raises OSError
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -88,7 +89,7 @@ def suffix(path: Path) -> str:
 
 def is_saved(path: Path) -> bool:
     """A folder written by ``datasets.save_to_disk``."""
-    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    return isfile(path / "dataset_dict.json") or isfile(path / "state.json")
 
 
 def data_files(folder: Path, split: str) -> list[Path]:
@@ -100,16 +101,16 @@ def data_files(folder: Path, split: str) -> list[Path]:
 def is_hub_id(word: str, folder: Path) -> bool:
     """Could be a data set on the hub: no data file's name, nothing here of that name, not in a folder that is here."""
     path = folder / word
-    here = path.exists() or suffix(path) or ("/" in word and (folder / word.split("/")[0]).is_dir())
+    here = exists(path) or suffix(path) or ("/" in word and isdir(folder / word.split("/")[0]))
     return bool(HUB_ID.fullmatch(word)) and not here
 
 
 def read_table(path: Path, report: Report = stop) -> Table:
     """All rows of one data file. Raises PlacedError (missing, empty, broken) or WorkError (not readable)."""
     source, kind = shown(path), suffix(path)
-    if path.is_dir():
+    if isdir(path):
         raise PlacedError(f"is a folder; expected a data file ({', '.join(SUFFIXES)})", source)
-    if path.exists() and not kind:
+    if exists(path) and not kind:
         raise PlacedError(f"expected a data file that ends in {', '.join(SUFFIXES)}", source)
     table = read_parquet(path) if kind == ".parquet" else READERS[kind or ".csv"](read_text(path), source, report)
     if not table.rows:
@@ -127,7 +128,7 @@ def read_bytes(path: Path) -> bytes:
                 parts.append(part)
             return b"".join(parts)
     except FileNotFoundError:
-        others = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        others = [p.name for p in path.parent.iterdir()] if isdir(path.parent) else []
         raise PlacedError(f"no such file{nearest(path.name, others)}", source) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         line = sum(part.count(b"\n") for part in parts) + 1

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from os.path import exists, isdir  # which say no to a name that is too long, where a Path raises OSError
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def sources(spec: TaskSpec, report: Report) -> tuple[TaskSpec, dict[str, Any], d
     path = Path(spec.data or "")
     if spec.data and is_saved(path):
         tables = read_saved(path)
-    elif spec.data and path.is_dir():
+    elif spec.data and isdir(path):
         meta = read_meta(path)
         told = spec_of(meta, path)
         found = {key: file for key in (*SPLITS, "corpus") if (file := getattr(told, key) or only(path, key))}
@@ -76,7 +77,7 @@ def only(folder: Path, name: str) -> str | None:
 
 def read_meta(folder: Path) -> dict[str, Any]:
     path = folder / "task.json"
-    if not path.exists():
+    if not exists(path):
         return {}
     try:
         meta = json.loads(read_text(path))
