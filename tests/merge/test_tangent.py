@@ -42,6 +42,16 @@ def test_it_is_linear_in_the_task_vectors():
     close(both - base, 0.3 * (run(made, [[1]] * 6) - base) - 2 * (run(made, [[2]] * 6) - base))
 
 
+def test_weights_of_one_change_nothing_and_the_slots_stay_where_they_were():
+    made, ids = bank(F, TREES), [[1, 2], [2, 0], [2, 2], [1, 1], [0, 0], [2, 1]]
+    close(run(made, ids), run(made, ids, torch.ones(6, 2)))
+    adapted, source = Adapted(F, [made]), 2 * made.tables["own"].data
+    adapted.sources[0]["own"] = source
+    twice = linearised(adapted, {"input": X[:, None]}, torch.tensor(ids))[:, 0]
+    close(twice, run(made, ids, torch.full((6, 2), 2.0)))
+    assert adapted.sources[0]["own"] is source
+
+
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])
 def test_against_the_jacobian_of_all_weights(name):
     f, inputs = backbone(name), batch(name) | ({} if name == "bert" else {"use_cache": False})

@@ -1,4 +1,4 @@
-"""A LoRA for retrieval (160 questions to paragraphs of XQuAD, cut at 64 tokens) and similarity (320 pairs of sentences) that
+"""A LoRA for retrieval (480 questions to paragraphs of XQuAD, cut at 64 tokens) and similarity (640 pairs of sentences) that
 train in turn, each with its own loss of CoDiEmb, against one that trains both as one task with one contrastive loss (pairs of
 at least 4 of 5 points are positives): nDCG@10 and Spearman's correlation, the latter by a linear head fitted to the features
 of either. And the soup of two tasks' own dense deltas weighted by how far each tensor moved, against the uniform soup."""
@@ -18,8 +18,8 @@ NEAR, TOKENS = 4.0, 64
 
 def claim(lab: Any) -> dict[str, dict[str, float]]:
     if lab.data:
-        (ask,) = lab.tasks(["xquad_retrieval_en"], rows=160, max_length=TOKENS)
-        (alike,) = lab.tasks(["sts_open"], rows=320, max_length=TOKENS)
+        (ask,) = lab.tasks(["xquad_retrieval_en"], rows=480, max_length=TOKENS)
+        (alike,) = lab.tasks(["sts_open"], rows=640, max_length=TOKENS)
     else:
         ask, alike = lab.tasks(["find", "same"], rows=256)
     suite = lab.suite([ask, alike, joined(ask, alike)])

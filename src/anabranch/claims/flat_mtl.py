@@ -1,6 +1,6 @@
-"""One LoRA for four text tasks, two of 256 rows with 30 % wrong labels, one with 64 rows: flat-MTL around PCGrad, CAGrad and
-IMTL-G against each of these alone, in accuracy, and in how much the tasks' mean test loss rises under random noise on the
-LoRA (a fifth of the length of the plain one, the same noise for both)."""
+"""One LoRA for four text tasks, two of 256 rows with 30 % wrong labels, one with 64 rows, six passes: flat-MTL around PCGrad,
+CAGrad and IMTL-G against each of these alone, in accuracy, and in how much the tasks' mean loss on 200 test rows rises under
+random noise on the LoRA (a fifth of the length of the plain one, the same two draws and their opposites for both)."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from anabranch.claims._balance import noisy
 from anabranch.engine.linear import outputs
+from anabranch.engine.merging import taken
 
 holds = ("flat > plain", "flat_rise < plain_rise")
 INNER = ("pcgrad", "cagrad", "imtl_g")
-RHO = 0.1
+RHO, PASSES, DRAWS, ROWS = 0.1, 6, 2, 200
 NEEDED = {"cagrad": {"c": 0.5}}
 
 
@@ -24,14 +25,15 @@ def claim(lab: Any) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {way: {} for way in ("flat", "plain", "flat_rise", "plain_rise")}
     for name in INNER:
         inner = {name: NEEDED.get(name, {})}
-        plain = suite.shared("lora", balance=inner)
-        flat = suite.shared("lora", balance={"flat_mtl": {"inner": inner, "rho": RHO}})
-        own = plain.slots[0]["0.own"]
-        noise = [torch.randn(own.shape, generator=lab.rng) for _ in range(1)]
-        noise = [0.2 * own.norm() * n / n.norm() for n in noise]
+        plain = suite.shared("lora", balance=inner, epochs=PASSES)
+        flat = suite.shared("lora", balance={"flat_mtl": {"inner": inner, "rho": RHO}}, epochs=PASSES)
+        own, rng = plain.slots[0]["0.own"], lab.rng
+        drawn = torch.stack([torch.randn(own.shape, generator=rng) for _ in range(DRAWS)])
+        noise = 0.2 * own.norm() * drawn / drawn.norm(dim=1, keepdim=True)
         for way, model in (("flat", flat), ("plain", plain)):
             found[way] |= {f"{name}, {task}": score for task, score in model.scores().items()}
-            found[f"{way}_rise"][name] = sum(loss(model, n) for n in noise) / len(noise) - loss(model, 0 * own)
+            moved = [loss(model, n) for n in (*noise, *-noise)]  # opposites, so that a slope at this place is no rise
+            found[f"{way}_rise"][name] = sum(moved) / len(moved) - loss(model, 0 * own)
     return found | {"probe": suite.probe()}
 
 
@@ -40,7 +42,7 @@ def loss(model: Any, noise: Tensor) -> float:
     moved = replace(model, slots=[model.slots[0] | {"0.own": model.slots[0]["0.own"] + noise}])
     banks, s, total = moved.filled(), model.suite, 0.0
     for name, job in s.jobs.items():
-        part = job.parts["test"]
+        part = taken(job.parts["test"], range(min(ROWS, len(job.parts["test"]))))
         out, counts = outputs(job, part, s.features, moved.view(name, banks), moved.heads[name])
         total += float(job.kind.loss(out, part.y, counts).mean()) / len(s.jobs)
     return total

@@ -1,6 +1,7 @@
-"""Task vectors tuned and run in the tangent space of f against ordinary ones, four text tasks of 192 rows, three passes each: the
-share of its own task's score that their sum keeps, at the scale that is best on validation rows, and the disentanglement error
-of each pair at weights of 1 (share of 100 test rows whose answer the other vector changes). Last two blocks of MiniLM."""
+"""Four text tasks tuned and run in the tangent space of f against ordinary fine-tuning by the same steps: the share of its own
+task's score that the sum of the task vectors keeps, at the scale that is best on validation rows, and the disentanglement
+error of each pair at weights of 1 (share of 200 test rows whose answer the other vector changes). Last two blocks of MiniLM;
+heads are the labels' names, frozen. Beside them ordinary vectors that are only run there (post-hoc linearisation)."""
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -11,83 +12,84 @@ from torch import Tensor
 
 from anabranch.claims._merges import kept
 from anabranch.core.adapt import Adapted
-from anabranch.core.route import Route
-from anabranch.engine.job import Head, apply, joined, leaves_of
-from anabranch.engine.passes import encode, seeded
+from anabranch.engine.lab import EPOCHS
+from anabranch.engine.linear import outputs
+from anabranch.engine.merging import taken
+from anabranch.engine.passes import encode
 from anabranch.merge.tangent import disentanglement, linearised
 
 holds = ("linear > nonlinear", "linear_error < nonlinear_error")
-PASSES, BATCH, LR, SCALES = 3, 32, 2e-4, (0.3, 0.5, 0.7, 1.0)
-View = Callable[[Sequence[int]], Tensor]
+TASKS, ROWS, SCALES = 4, 200, (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+
+
+class Straight:
+    """The model that is linear in the slots, in the place of the Adapted that has them."""
+
+    def __init__(self, adapted: Adapted) -> None:
+        self.adapted, self.sources, self.seen = adapted, adapted.sources, None
+
+    def __call__(self, inputs: Any, route: Any, hidden: Any = None) -> Any:
+        return linearised(self.adapted, inputs, route.ids, features=hidden)
 
 
 def claim(lab: Any) -> dict[str, dict[str, float]]:
-    suite, out = lab.suite(4, rows=192, test=200), dict[str, dict[str, float]]()
-    for way, tangent in (("nonlinear", False), ("linear", True)):
-        tuned = {name: tune(suite, name, tangent) for name in suite.jobs}
-        heads, run = (
-            {n: head for n, (_, head) in tuned.items()},
-            runner(suite, torch.stack([d for d, _ in tuned.values()]), tangent),
-        )
-        with torch.no_grad():
-            single = {n: suite.score(n, run(one), heads[n]) for n, one in zip(heads, torch.eye(len(heads)), strict=True)}
-            scale = max(
-                SCALES, key=lambda s: sum(suite.score(n, run(torch.full((len(heads),), s)), heads[n], "valid") for n in heads)
-            )
-            merged = {n: suite.score(n, run(torch.full((len(heads),), scale)), heads[n]) for n in heads}
-            out |= {way: kept(merged, single), f"{way}_error": errors(suite, run, heads), f"{way}_single": single}
-    return out | {"probe": suite.probe()}
+    experts, out = lab.experts(TASKS), dict[str, dict[str, float]]()
+    suite, heads = experts.suite, experts.heads
+    plain, straight = torch.stack([slot["0.own"] for slot in experts.slots]), tangents(experts)
+    for way, rows, tangent in (("nonlinear", plain, False), ("linear", straight, True), ("post_hoc", plain, True)):
+        views = sums(suite, rows, tangent)
+
+        def scores(weights: Tensor, split: str, views: Any = views) -> dict[str, float]:
+            return {n: suite.score(n, views(w), heads[n], split) for n, w in zip(heads, weights, strict=True)}
+
+        even = torch.ones(len(heads), len(heads))
+        scale = max(SCALES, key=lambda scale: sum(scores(scale * even, "valid").values()))
+        single = scores(torch.eye(len(heads)), "test")
+        out |= {way: kept(scores(scale * even, "test"), single), f"{way}_error": errors(suite, views, heads)}
+        out |= {f"{way}_single": single}
+    return out | {"zero_shot": suite.probe()}
 
 
-def runner(suite: Any, rows: Tensor, tangent: bool) -> Callable[[Tensor], View]:
-    """Task vectors [k, n] and their weights [k] -> features of units of f with their weighted sum."""
+def tangents(experts: Any) -> Tensor:
+    """Task vectors [k, n] of the linear model, tuned as ``experts`` were."""
+    s, banks, rates = experts.suite, experts.banks, experts.rates
+    trainer = s.trainer(banks, rates)
+    trainer.adapted = Straight(trainer.adapted)
+    todo = [(job, s.heads[n], EPOCHS, s.key(banks, rates, n, EPOCHS, "tangent")) for n, job in s.jobs.items()]
+    found = {learner.job.name: learner for learner in trainer.run(todo)}
+    return torch.stack([found[n].best["0.own"] for n in s.jobs])
+
+
+def sums(suite: Any, rows: Tensor, tangent: bool) -> Callable[[Tensor], Any]:
+    """Weights [k] of task vectors [k, n] -> features of units under their weighted sum, each computed once."""
     (bank,), _ = suite.banks("dense")
-    adapted, k = Adapted(suite.f, [bank], suite.features.tail), len(rows)
-    adapted.sources[0]["own"] = torch.cat([torch.zeros(1, rows.shape[1]), rows])
+    adapted = Adapted(suite.f, [bank], suite.features.tail)
+    model: Any = Straight(adapted) if tangent else adapted
+    known: dict[tuple[float, ...], dict[int, Tensor]] = {}
 
-    def straight(inputs: Any, route: Route, hidden: Tensor) -> Any:
-        return linearised(lambda i, r: adapted(i, r, hidden), inputs, route.ids, route.w)  # type: ignore[arg-type]
+    def weighted(w: Tensor) -> Any:
+        seen = known.setdefault(tuple(w.tolist()), {})
 
-    def weighted(w: Tensor) -> View:
-        def routes(owners: Sequence[int]) -> Route:
-            return Route.to(torch.arange(1, k + 1).expand(len(owners), -1), w=w.expand(len(owners), -1))
+        @torch.no_grad()
+        def view(units: Sequence[int]) -> Tensor:
+            if new := [u for u in dict.fromkeys(units) if u not in seen]:
+                adapted.sources[0]["own"] = torch.stack([torch.zeros_like(rows[0]), w @ rows])
+                seen.update(zip(new, encode(suite.features, model, new, [1] * len(new), False), strict=True))
+            return torch.cat([seen[u] for u in units])
 
-        run: Any = straight if tangent else adapted
-        return lambda units: torch.cat(encode(suite.features, run, units, [1] * len(units), False, routes))
+        return view
 
     return weighted
 
 
-def tune(suite: Any, name: str, tangent: bool) -> tuple[Tensor, Head]:
-    """A task vector [n] and its head."""
-    (bank,), _ = suite.banks("dense")
-    job, rng = suite.jobs[name], seeded(suite.lab.seed, name, "tangent")
-    row, head, part = torch.zeros(bank.tables["own"].n, requires_grad=True), leaves_of(suite.heads[name]), job.parts["train"]
-    groups = [{"params": [row], "lr": LR}, {"params": [head["W"], head["b"]], "lr": 2e-3}]
-    adam = torch.optim.Adam(groups)
-    batches = [b.tolist() for _ in range(PASSES) for b in torch.randperm(len(part), generator=rng).split(BATCH)]
-    falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / len(batches))
-    for rows in batches:
-        units = [part.units[r] for r in rows]
-        z = runner(suite, row[None], tangent)(torch.ones(1))([u for unit in units for u in unit])
-        x = joined(job.kind, z, [len(unit) for unit in units], suite.features.backbone.d)
-        adam.zero_grad()
-        job.kind.loss(apply(head, x), part.y[rows], [len(unit) for unit in units]).mean().backward()
-        adam.step()
-        falling.step()
-    return row.detach(), {n: t.detach() for n, t in head.items()}
-
-
-def errors(suite: Any, run: Callable[[Tensor], View], heads: dict[str, Head], rows: int = 100) -> dict[str, float]:
+def errors(suite: Any, views: Callable[[Tensor], Any], heads: dict[str, Any]) -> dict[str, float]:
     """The error of each pair of tasks."""
     names, out = list(heads), {}
 
     def answer(pair: tuple[int, int], t: int, w: Tensor) -> Tensor:
-        whole = torch.zeros(len(names)).index_put_((torch.tensor(pair),), w)
-        job = suite.jobs[names[pair[t]]]
-        units = job.parts["test"].units[:rows]
-        z = run(whole)([u for unit in units for u in unit])
-        return apply(heads[job.name], joined(job.kind, z, [len(unit) for unit in units], suite.features.backbone.d))
+        whole, job = torch.zeros(len(names)).index_put_((torch.tensor(pair),), w), suite.jobs[names[pair[t]]]
+        part = taken(job.parts["test"], range(min(ROWS, len(job.parts["test"]))))
+        return outputs(job, part, suite.features, views(whole), heads[job.name])[0]
 
     for pair in combinations(range(len(names)), 2):
         found = disentanglement(lambda t, w, pair=pair: answer(pair, t, w), [1.0], [1.0])  # type: ignore[misc]

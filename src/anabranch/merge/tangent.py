@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map
 from anabranch.core.adapt import Adapted
 from anabranch.core.bank import Bank
 from anabranch.core.route import Route
+from anabranch.delta.dense import Dense
 from anabranch.merge._trees import combined, dense, several, trees_of
 from anabranch.types import Positive
 
@@ -38,16 +39,37 @@ def tangent(train: Callable[..., Bank], adapted: Adapted, tasks: Any, *, scale: 
     return dense(bank.sites, [combined(trees_of(adapted.f, bank), bank.sites, {"task_arithmetic": {"scale": scale}})])
 
 
-def linearised(adapted: Adapted, inputs: Mapping[str, Tensor], ids: Tensor, w: Tensor | None = None) -> Any:
+def linearised(
+    adapted: Adapted, inputs: Mapping[str, Tensor], ids: Tensor, w: Tensor | None = None, features: Tensor | None = None
+) -> Any:
     """The answers of f_lin: ids [b, k] slots of the rows, w [b, k] their weights, 1 unless given. As ``adapted(inputs, ...)``.
 
     Differentiable in the slots. Attention runs without its fused kernels, which know no forward mode; models that
-    would return a cache of keys and values take use_cache=False among their inputs.
+    would return a cache of keys and values take use_cache=False among their inputs. ``features``: what ``adapted`` begins with.
     """
-    w = torch.ones(ids.shape) if w is None else w
-    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*torch.jit.script.*", DeprecationWarning)  # torch's own, at its first jvp
-        found = jvp(lambda at: adapted(inputs, Route.to(ids, at)), (torch.zeros_like(w),), (w,))
+    held = [dict(source) for source in adapted.sources]
+
+    def by_weights(w: Tensor) -> Any:
+        return adapted(inputs, Route.to(ids, w), features)
+
+    def by_numbers(*tables: Tensor) -> Any:
+        for source, table in zip(adapted.sources, tables, strict=True):
+            source["own"] = table
+        return adapted(inputs, Route.to(ids), features)
+
+    run: Callable[..., Any] = by_weights
+    toward: tuple[Tensor, ...] = (torch.ones(ids.shape) if w is None else w,)
+    if w is None and all(isinstance(bank.delta, Dense) for bank in adapted.banks):
+        # a dense slot is linear in its numbers, so their Jacobian is the same, and its rows share one product with its matrix
+        run, toward = by_numbers, tuple(h.get("own", b.tables["own"].data) for h, b in zip(held, adapted.banks, strict=True))
+    try:
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*torch.jit.script.*", DeprecationWarning)  # torch's own, at its first jvp
+            found = jvp(run, tuple(map(torch.zeros_like, toward)), toward)
+    finally:
+        for source, was in zip(adapted.sources, held, strict=True):
+            source.clear()
+            source.update(was)
     return tree_map(torch.add, found[0], found[1])
 
 
