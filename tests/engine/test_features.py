@@ -82,7 +82,7 @@ def test_equal_texts_are_one_unit():
 def test_chunks_batches_and_disk_change_no_bit(tmp_path, monkeypatch, dtype):
     whole = features(tmp_path / "a", dtype=dtype)
     monkeypatch.setattr(module, "CHUNK", 5)
-    monkeypatch.setattr(module, "BATCH", 48)
+    monkeypatch.setattr(module, "TOKENS", 48)
     parts = features(tmp_path / "b", dtype=dtype)
     none = features(tmp_path / "c", dtype=dtype, disk=0)
     assert same(whole, parts) and same(whole, none) and len(parts.chunks) > len(whole.chunks)

@@ -139,11 +139,11 @@ def test_a_full_pass_is_cut_between_slots(tmp_path, monkeypatch):
     monkeypatch.setattr(
         features, "forward", lambda a, u, route, w: seen.append(route.ids[:, 0].tolist()) or forward(a, u, route, w)
     )
-    with torch.no_grad():
+    with torch.enable_grad():
         encode(features, adapted, units, [1] * 5 + [2] * 5 + [3] * 20, False)
     assert seen == [[1] * 5, [2] * 5, [3] * 8, [3] * 8, [3] * 4]
     seen.clear()
-    with torch.no_grad():
+    with torch.enable_grad():
         encode(features, adapted, units[:12], [1] * 4 + [2] * 4 + [3] * 4, False)
     assert seen == [[1] * 4 + [2] * 4, [3] * 4]
 

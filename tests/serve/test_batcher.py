@@ -7,6 +7,7 @@ from concurrent.futures import CancelledError, wait
 from typing import Any
 
 import pytest
+import torch
 from engine import _tiny as tiny
 from serve import _made as made
 
@@ -161,7 +162,7 @@ def test_a_lone_row_waits_for_others_and_no_longer(make):
 
 
 def test_a_full_group_does_not_wait(make, monkeypatch):
-    monkeypatch.setattr(batching, "TOKENS", 64)
+    monkeypatch.setattr(batching, "TOKENS", 64 // torch.get_num_threads())
     batcher = make(wait=1000)
     batcher.start()
     assert len(batcher.submit("classify", [{"text": "red"}] * 8).result(30)) == 8 and passes(batcher) == 2

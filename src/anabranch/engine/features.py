@@ -21,7 +21,7 @@ from anabranch.engine.cache import digest, recall, write, write_tensors
 from anabranch.engine.workers import each
 
 CHUNK = 1024  # units per file, so that a kill loses little
-BATCH = 4096  # tokens per forward pass: large enough for the matrix units, small enough for the cache
+TOKENS = 2048  # of a pass, for each thread in its products; what more tokens take leaves a core's cache (measured)
 
 
 class _Reached(Exception):
@@ -128,8 +128,8 @@ class Features:
         f = clone(b.f)  # another thread has hooks of its own
         if self.tail:
             capture(f, self.tail, seen)
-        for i in range(0, len(units), max(1, BATCH // self.length(units[0]))):
-            batch = units[i : i + max(1, BATCH // self.length(units[0]))]
+        for i in range(0, len(units), max(1, TOKENS // self.length(units[0]))):
+            batch = units[i : i + max(1, TOKENS // self.length(units[0]))]
             inputs = b.inputs([self.tokens[u].ids for u in batch])
             last = last_hidden(f(**inputs, **more(b)))
             middle = seen.pop() if self.tail else None

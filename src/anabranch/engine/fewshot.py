@@ -25,10 +25,10 @@ from anabranch.engine.choose import Rung, better, climb, tested
 from anabranch.engine.job import Head, Job, Part, fresh, spelled
 from anabranch.engine.linear import View, frozen, inputs, outputs, solve
 from anabranch.engine.merging import taken
-from anabranch.engine.passes import TOKENS, Slot
+from anabranch.engine.passes import Slot
 from anabranch.engine.result import served
 from anabranch.engine.run import Run
-from anabranch.engine.train import ROWS, Learner, Trainer
+from anabranch.engine.train import ROWS, TOKENS, Learner, Trainer
 from anabranch.engine.workers import drained, each
 
 SHOTS, MOST = 16, 256  # labelled rows a class, on average, and in all, up to which a task is trained in this way

@@ -10,11 +10,9 @@ from torch import Generator, Tensor
 
 from anabranch.core.adapt import Adapted
 from anabranch.core.route import Route
-from anabranch.engine.features import Features
+from anabranch.engine.features import TOKENS, Features
 from anabranch.engine.job import Job, Part
 from anabranch.engine.linear import speak
-
-TOKENS = 6144  # of all rows in a pass, at most
 
 
 def seeded(*parts: Any) -> Generator:
@@ -34,13 +32,14 @@ def encode(
     the rows of one are divided, and so the bits of its gradient, must not depend on the others. ``watch`` gets the slots of
     each pass behind it.
     """
+    room = TOKENS * (1 if torch.is_grad_enabled() else torch.get_num_threads())  # of gradients, the same on any machine
     out: list[Tensor] = [torch.empty(0)] * len(units)
     parts: dict[int, list[list[int]]] = {}  # length -> rows of each pass
     runs: dict[tuple[int, int], list[int]] = {}  # length, slot -> rows
     for i in sorted(range(len(units)), key=lambda i: (features.length(units[i]), slots[i])):
         runs.setdefault((features.length(units[i]), slots[i]), []).append(i)
     for (length, _), run in runs.items():
-        most, passes = max(1, TOKENS // length), parts.setdefault(length, [[]])
+        most, passes = max(1, room // length), parts.setdefault(length, [[]])
         for piece in (run[at : at + most] for at in range(0, len(run), most)):
             if len(passes[-1]) + len(piece) > most:
                 passes.append([])

@@ -21,10 +21,11 @@ from anabranch.engine.cache import digest, recall, write_tensors
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, apply, joined, leaves_of
 from anabranch.engine.linear import View, answers, frozen, index_of, inputs, measure, near, outputs, padded, rounded
-from anabranch.engine.passes import TOKENS, Routes, Slot, encode, learned, said, seeded
+from anabranch.engine.passes import Routes, Slot, encode, learned, said, seeded
 from anabranch.engine.seen import seen
 
 ROWS, WARM = 32, 0.1  # rows of one task in a step; share of steps to full rate
+TOKENS = 6144  # of all rows in a step, at most about
 HEAD_LR = 2e-3
 
 

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from anabranch.engine.backbone import Tokens, bucket
+from anabranch.engine.features import TOKENS
 from anabranch.engine.model import Asked, Model, Served
-from anabranch.engine.passes import TOKENS
 from anabranch.errors import InputError, WorkError, nearest
 from anabranch.serve.limits import Busy, Limits
 from anabranch.serve.metrics import Metrics
@@ -80,7 +80,7 @@ Key = tuple[int, bool, int]  # padded length; whether features are of words; the
 
 def most(key: Key) -> int:
     """Units of a pass."""
-    return SPOKEN if key[2] >= 0 else max(1, TOKENS // key[0])
+    return SPOKEN if key[2] >= 0 else max(1, torch.get_num_threads() * TOKENS // key[0])
 
 
 def known(model: Model, task: str | Sequence[str]) -> list[str]:
