@@ -111,6 +111,33 @@ def test_folders_merge_as_mergekit_and_fusion_bench(eight, tmp_path, case: str):
     same(change(tmp_path / "out"), RECORDED[case])
 
 
+def test_masks_are_the_same_whatever_the_pieces(tmp_path):
+    """Of tensors much larger than a piece: each model's stream is drawn in one go here."""
+    base = {"w": torch.randn(301, 333), "v": torch.randn(7)}
+    models = [{n: t + torch.randn(t.shape) for n, t in base.items()} for _ in range(3)]
+    folders = folder(tmp_path / "f", base), [folder(tmp_path / f"m{j}", m) for j, m in enumerate(models)]
+    merge_folders(*folders, {"dare": {"density": 0.3, "seed": record.SEED, "scale": 0.4}}, tmp_path / "out")
+    for name, t in base.items():
+        masks = torch.stack([record.draw(name, j, t.shape) < 0.3 for j in range(3)])
+        kept = torch.stack([m[name] - t for m in models]) * masks
+        torch.testing.assert_close(read(tmp_path / "out")[name], t + 0.4 / 0.3 * kept.sum(0), rtol=0, atol=1e-5)
+
+
+def test_what_merges_runs_on_its_own_thread(toy, tmp_path, monkeypatch):
+    """Threads that torch would wake within each of ours wait for each other: no piece is as large as it takes to wake them."""
+    home, folders, *_ = toy
+    base = {"w": torch.randn(400, 333)}
+    folder(home, base), [folder(f, {"w": base["w"] + 1}) for f in folders]
+    seen = []
+
+    def one(rows, site, whole):
+        seen.append(rows.numel())
+        return rows.sum(0)
+
+    stream(home, folders, one, tmp_path / "out", entries=True)
+    assert sum(seen) == 3 * 400 * 333 and max(seen) < 1 << 15
+
+
 def test_without_a_base_the_models_are_averaged(eight, tmp_path):
     merge_folders(None, eight[1], "mean", tmp_path / "out")
     same(change(tmp_path / "out"), RECORDED["mergekit.mean"])

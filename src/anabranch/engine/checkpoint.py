@@ -12,11 +12,10 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from inspect import signature
 from itertools import groupby
 from pathlib import Path
-from queue import SimpleQueue
 from sys import modules
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -28,11 +27,11 @@ from torch import Tensor
 
 from anabranch.core.names import every, find, make
 from anabranch.engine.cache import write_json
+from anabranch.engine.changes import CUT, Changes, Kept
 from anabranch.engine.run import Told
 from anabranch.errors import InputError, WorkError, nearest
 
-CUT = 1 << 15  # numbers of a tensor worked on at once: they stay in the cache, and torch runs so few on the calling thread
-STRETCH = 1 << 20  # numbers that are written at once
+STRETCH = 32 * CUT  # numbers that are written at once
 SHARD = 5 * 10**9  # bytes of a file, at most, unless one tensor is larger
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 BESIDE = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*",
@@ -203,7 +202,8 @@ def merge_folders(base: str | Path | None, models: Sequence[str | Path], method:
         raise InputError(f"{name} merges {least if least == most else f'at least {least}'} models, got {len(models)}")
     if base is None and "identity" not in said.get("promises", ()):
         raise InputError(f"{name} merges changes of a base model: name the model that all were fine-tuned from")
-    return stream(base, models, combine, out, dtype=dtype, told=told, entries="entries" in said.get("promises", ())) | {
+    forms = {"entries": "entries" in said.get("promises", ()), "pieces": said.get("pieces", False)}
+    return stream(base, models, combine, out, dtype=dtype, told=told, **forms) | {
         "method": name, "settings": getattr(combine, "settings", {}),
     }  # fmt: skip
 
@@ -215,8 +215,10 @@ def works(method: Any) -> bool:
 
 
 def stream(base: str | Path | None, models: Sequence[str | Path], combine: Callable[..., Tensor], out: str | Path, *,
-           dtype: str | None = None, told: Told | None = None, entries: bool = False) -> dict[str, Any]:  # fmt: skip
-    """:func:`merge_folders` with a callable. ``entries``: combine works number by number, so that it may be given pieces."""
+           dtype: str | None = None, told: Told | None = None, entries: bool = False,
+           pieces: bool = False) -> dict[str, Any]:  # fmt: skip
+    """:func:`merge_folders` with a callable. ``entries``: combine works number by number, so that it may be given
+    pieces. ``pieces``: it takes rows only as ``sweep`` does, so that it may be given :class:`Changes`."""
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype is one of {', '.join(DTYPES)}, got {dtype!r}{nearest(dtype, DTYPES)}")
     out, began = Path(out).absolute(), time.perf_counter()
@@ -227,7 +229,7 @@ def stream(base: str | Path | None, models: Sequence[str | Path], combine: Calla
     config = configured(origin.folder, dtype)
     for expert in experts:
         expert.like(origin)
-    merge = Merge(None if base is None else origin, experts, combine, entries)
+    merge = Merge(None if base is None else origin, experts, combine, entries, pieces)
     kinds = {n: DTYPES[dtype] if dtype and t.is_floating_point() else t.dtype for n, t in origin.tensors.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as near:  # so that the folder appears whole or not at all
@@ -267,23 +269,21 @@ class Merge:
     """One pass over all tensors. Several are worked on at once where they are together no larger than the largest."""
 
     def __init__(self, base: Checkpoint | None, experts: Sequence[Checkpoint], combine: Callable[..., Tensor],
-                 entries: bool) -> None:  # fmt: skip
-        self.base, self.experts, self.combine, self.entries = base, experts, combine, entries
+                 entries: bool, pieces: bool) -> None:  # fmt: skip
+        self.base, self.experts, self.combine, self.entries, self.pieces = base, experts, combine, entries, pieces
         self.first = (base or experts[0]).tensors
-        self.whole, self.halt = Norms(self.norms), threading.Event()
+        self.whole, self.halt, self.kept = Norms(self.norms), threading.Event(), Kept()
 
     def run(self, shards: Shards, kinds: Mapping[str, torch.dtype], told: Told | None) -> None:
-        cores, done = torch.get_num_threads(), 0
-        most = max((t.numel() for t in self.first.values()), default=0)
-        share = {n: max(1, min(cores, most // max(1, t.numel()))) for n, t in self.first.items()}
-        order = sorted(share, key=lambda n: share[n])  # the largest first, and alone
+        cores, done, t = torch.get_num_threads(), 0, len(self.experts)
+        room = (t + 2) * max((t.numel() for t in self.first.values()), default=0)
+        each = 1 if self.pieces else t + 2  # times its own size that a tensor takes: what comes out, or all that goes in too
+        most = {n: cores if self.entries else room // max(1, each * t.numel()) for n, t in self.first.items()}
+        share = {n: max(1, min(cores, many)) for n, many in most.items()}
+        order = sorted(share, key=lambda n: (share[n], -self.first[n].numel()))  # the largest first, and alone if need be
         for workers, names in groupby(order, key=lambda n: share[n]):
-            group = list(names)
-            room, buffers = max(self.first[n].numel() for n in group), SimpleQueue[Tensor]()
-            for _ in range(min(workers, len(group))):
-                buffers.put(torch.empty(len(self.experts) * (min(room, CUT) if self.entries else room)))
-            with ThreadPoolExecutor(workers) as pool:
-                waiting = {pool.submit(self.tensor, n, kinds[n], shards, buffers): n for n in group}
+            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                waiting = {pool.submit(self.tensor, n, kinds[n], shards): n for n in names}
                 try:
                     for finished in as_completed(waiting):
                         finished.result()
@@ -294,58 +294,29 @@ class Merge:
                     self.halt.set()
                     pool.shutdown(cancel_futures=True)
                     raise
+                finally:
+                    torch.set_num_threads(cores)
 
-    def tensor(self, name: str, dtype: torch.dtype, shards: Shards, buffers: SimpleQueue[Tensor]) -> None:
+    def tensor(self, name: str, dtype: torch.dtype, shards: Shards) -> None:
         first = self.first[name]
         if not first.is_floating_point() or not first.numel():
             self.copied(name, shards)
             return
-        (base, parts), n, place = self.flat(name), first.numel(), Place(name, name)
-        buffer, staged = buffers.get(), torch.empty(min(n, STRETCH), dtype=dtype)
-        try:
-            rows = buffer[: len(parts) * min(n, CUT if self.entries else n)].view(len(parts), -1)
-            if not self.entries:
-                for at in range(0, n, CUT):
-                    self.fill(name, base, parts, rows[:, at : at + CUT], at)
-                whole = self.combine(rows.view(len(parts), *(first.shape or (1,))), place, self.whole).reshape(-1)
-            for start in range(0, n, STRETCH):
-                stretch = staged[: n - start]
-                for at in range(0, len(stretch), CUT):
-                    part, here = stretch[at : at + CUT], start + at
-                    if self.entries:
-                        self.fill(name, base, parts, rows[:, : len(part)], here)
-                    d = self.combine(rows[:, : len(part)], place, self.whole) if self.entries else whole[here : here + len(part)]
-                    self.settle(name, base, d, part, here)
-                shards.put(name, start, stretch)
-        finally:
-            buffers.put(buffer)
+        rows, n, place = self.changes(name), first.numel(), Place(name, name)
+        staged = torch.empty(min(n, STRETCH), dtype=dtype)
+        if not self.entries:
+            whole = self.combine(rows if self.pieces else rows.all(self.kept), place, self.whole).reshape(-1)
+        for start in range(0, n, STRETCH):
+            stretch = staged[: n - start]
+            for at in range(0, len(stretch), CUT):
+                part, here = stretch[at : at + CUT], slice(start + at, start + at + len(stretch[at : at + CUT]))
+                d = self.combine(rows[:, here], place, self.whole) if self.entries else whole[here]
+                rows.settle(d, part, here.start)
+            shards.put(name, start, stretch)
 
-    def flat(self, name: str) -> tuple[Tensor | None, list[Tensor]]:
-        return self.base.tensors[name].reshape(-1) if self.base else None, [e.tensors[name].reshape(-1) for e in self.experts]
-
-    def fill(self, name: str, base: Tensor | None, parts: list[Tensor], rows: Tensor, at: int) -> None:
-        """rows [t, m]: what the models change, from number ``at`` on."""
-        if self.halt.is_set():
-            raise CancelledError
-        end = at + rows.shape[1]
-        own = None if base is None else base[at:end].float()
-        for row, part in zip(rows, parts, strict=True):
-            row.copy_(part[at:end])
-            if own is not None:
-                row.sub_(own)
-        if not torch.isfinite(rows.sum()):
-            for place, t in zip([self.base, *self.experts], [base, *parts], strict=True):
-                if place is not None and t is not None and not torch.isfinite(t[at:end].float()).all():
-                    raise InputError(f"{place.folder}: {name} holds NaN or infinity; a merge of it would be worthless")
-
-    def settle(self, name: str, base: Tensor | None, d: Tensor, out: Tensor, at: int) -> None:
-        """d [m] onto the base, as ``out`` [m] of the result's dtype."""
-        if base is not None:
-            d = d.add_(base[at : at + len(d)])
-        out.copy_(d)
-        low, high = torch.aminmax(d)
-        if not torch.finfo(out.dtype).min <= float(low) <= float(high) <= torch.finfo(out.dtype).max:
-            raise InputError(f"{name}: the merge leaves the range of {str(out.dtype)[6:]}; take a smaller scale, or float32")
+    def changes(self, name: str) -> Changes:
+        base = None if self.base is None else (self.base.folder, self.base.tensors[name])
+        return Changes(name, base, [(e.folder, e.tensors[name]) for e in self.experts], self.halt)
 
     def copied(self, name: str, shards: Shards) -> None:
         """Whole numbers, such as buffers of positions, are not merged."""
@@ -361,9 +332,7 @@ class Merge:
         for name, t in self.first.items():
             if not t.is_floating_point():
                 continue
-            base, parts = self.flat(name)
+            rows = self.changes(name)
             for at in range(0, t.numel(), CUT):
-                rows = torch.empty(len(parts), min(CUT, t.numel() - at))
-                self.fill(name, base, parts, rows, at)
-                total += torch.linalg.vector_norm(rows, dim=1).double().square()
+                total += torch.linalg.vector_norm(rows[:, at : at + CUT], dim=1).double().square()
         return total.sqrt().float()

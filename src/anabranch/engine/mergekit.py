@@ -23,12 +23,13 @@ from anabranch.core.names import make
 from anabranch.engine.checkpoint import CUT, DTYPES, stream
 from anabranch.engine.run import Told
 from anabranch.errors import nearest
-from anabranch.merge._parts import Draws, draws, drop, keep, ranked, sweep, trim
+from anabranch.merge._parts import Draws, draws, drop, keep, ranked, sweep, thin, trim
 from anabranch.task.read import PlacedError, read_text, shown
 from anabranch.types import Fraction, Share, within
 
 Values = Mapping[str, Any]  # settings by name; those of models as [t]
-Cut = Callable[[Tensor, Values, Any], Callable[[Tensor], Tensor]]  # rows [t, *shape] -> what makes a piece [t, m] of them t_j
+Made = Callable[[Tensor, Tensor], Tensor]  # a piece [t, m] of the rows, and memory for what it returns: t_j
+Cut = Callable[[Tensor, Values, Any], Made]  # rows [t, *shape] ->
 Lines = Mapping[tuple[Any, ...], int]
 NEEDED = object()
 HINTS: dict[str, Any] = {
@@ -47,41 +48,39 @@ class Kind(NamedTuple):
     elects: bool = False
 
 
-def largest(rows: Tensor, p: Values, site: Any) -> Callable[[Tensor], Tensor]:
-    edge = torch.cat([ranked(r[None], keep(s, r.numel()))[0] for r, s in zip(rows, p["density"], strict=True)])
-    return lambda d: trim(d, edge)
+def largest(rows: Tensor, p: Values, site: Any) -> Made:
+    edge = ranked(rows, [keep(s, rows.shape[1:].numel()) for s in p["density"]])[0]
+    return lambda d, out: trim(d, edge, out)
 
 
-def middle(rows: Tensor, p: Values, site: Any) -> Callable[[Tensor], Tensor]:
-    n, edges = rows[0].numel(), []
-    for r, density, gamma in zip(rows, p["density"], p["gamma"], strict=True):
-        kept = keep(density, n)
-        above = min(int(gamma * n), n - kept)
-        edges.append(torch.cat(ranked(r[None], above + kept, above + 1), 1))
-    low, high = torch.cat(edges).split(1, 1)
-    return lambda d: trim(d, low).mul_(d.abs().le_(high))
+def middle(rows: Tensor, p: Values, site: Any) -> Made:
+    n = rows.shape[1:].numel()
+    kept = [keep(s, n) for s in p["density"]]
+    above = [min(int(gamma * n), n - k) for gamma, k in zip(p["gamma"], kept, strict=True)]
+    low, high = ranked(rows, [a + k for a, k in zip(above, kept, strict=True)], [a + 1 for a in above])
+    return lambda d, out: trim(d, low, out).mul_(d.abs().le_(high))
 
 
-def random(rows: Tensor, p: Values, site: Any) -> Callable[[Tensor], Tensor]:
-    streams, share = draws(len(rows), site, p["seed"]), torch.tensor(p["density"])[:, None]
-    return lambda d: dropped(d, share, streams, p)
+def random(rows: Tensor, p: Values, site: Any) -> Made:
+    drawn, share = draws(len(rows), site, p["seed"]), torch.tensor(p["density"])[:, None]
+    return lambda d, out: dropped(d, share, drawn, p)
 
 
-def graded(rows: Tensor, p: Values, site: Any) -> Callable[[Tensor], Tensor]:
+def graded(rows: Tensor, p: Values, site: Any) -> Made:
     """Neurons are ranked whole, so they are worked on in place, a few at a time."""
     m = rows.shape[-1]
-    for r, density, epsilon, one in zip(rows, p["density"], p["epsilon"], draws(len(rows), site, p["seed"]), strict=True):
+    drawn = draws(len(rows), site, p["seed"]).streams
+    for r, density, epsilon, one in zip(rows, p["density"], p["epsilon"], drawn, strict=True):
         spread = epsilon if density < 1 and m > 1 else 0.0
         for block in r.view(-1, m).split(max(1, CUT // m)):
             place = block.abs().argsort(dim=-1, stable=True).argsort(dim=-1)
             share = (2 * spread / max(1, m - 1) * place).add_(density - spread)
-            block.copy_(dropped(block.view(1, -1), share.view(1, -1), [one], p).view_as(block))
-    return lambda d: d
+            block.copy_(dropped(block.view(1, -1), share.view(1, -1), Draws([one]), p).view_as(block))
+    return lambda d, out: out.copy_(d)
 
 
-def dropped(d: Tensor, share: Tensor, streams: Draws, p: Values) -> Tensor:
-    kept = drop(d, share, streams)
-    return kept if p["rescale"] else kept.mul_(share)
+def dropped(d: Tensor, share: Tensor, drawn: Draws, p: Values) -> Tensor:
+    return drop(d, share, drawn) if p["rescale"] else thin(d, share, drawn)
 
 
 BASIC = {"weight": NEEDED, "lambda": 1.0, "normalize": False, "rescale": False, "int8_mask": False}
@@ -138,28 +137,30 @@ def merge_yaml(path: str | Path, out: str | Path, *, dtype: str | None = None, t
         w = w * p.get("lambda", 1.0)
         found = run(base if kind.settings is BASIC else None, folders, lambda rows, *_: torch.mv(rows.mT, w), entries=True)
     else:
-        found = run(base, folders, partial(weighted, cut=kind.cut, elects=kind.elects, p=p))
+        found = run(base, folders, partial(weighted, cut=kind.cut, elects=kind.elects, p=p), pieces=kind.cut is random)
     return found | {"method": file.name, "settings": p}
 
 
 def weighted(rows: Tensor, site: Any, whole: Any, *, cut: Cut, elects: bool, p: Values) -> Tensor:
     """rows [t, *shape] -> [*shape]; rows are used up."""
-    w, made = torch.tensor(p["weight"]), cut(rows, p, site)
+    w = torch.tensor(p["weight"])
 
-    def per(d: Tensor) -> Tensor:
-        kept = made(d).mul_(w[:, None])
+    def per(kept: Tensor) -> Tensor:
         if not elects:
-            return kept.sum(0).div_(divisor(w.sum())) if p["normalize"] else kept.sum(0)
+            out = torch.mv(kept.mT, w)
+            return out.div_(divisor(w.sum())) if p["normalize"] else out
+        kept.mul_(w[:, None])
         sign = kept.sum(0).ge_(0).mul_(2).sub_(1)  # of a sum of 0 it is positive, as in mergekit
         kept.mul_(sign).clamp_(min=0)
         out = kept.sum(0).mul_(sign)
         return out.div_(divisor(torch.mv(kept.sign_().mT, w))) if p["normalize"] else out
 
-    return sweep(rows, per).mul_(p["lambda"])
+    return sweep(rows, per, cut(rows, p, site)).mul_(p["lambda"])
 
 
 def divisor(total: Tensor) -> Tensor:
-    return torch.where(total.abs() < 1e-8, 1.0, total)
+    """1 for what is all but 0."""
+    return total.abs().lt_(1e-8).add_(total)  # where 1 is added, nothing else is left in fp32
 
 
 class Request:

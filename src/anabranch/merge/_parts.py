@@ -11,37 +11,42 @@ from torch import Tensor
 
 from anabranch.errors import InputError
 
-# Numbers of all tasks together that one pass works on: what is made of them stays in the cache, and operations so small run
-# on the calling thread, where waking others costs more than it saves. Several tensors at once are the way to use more cores.
+# Numbers that one operation works on: what is made of them stays in the cache, and operations so small run on the calling
+# thread, where waking others costs more than it saves. Several tensors at once are the way to use more cores.
 CHUNK = (1 << 15) - 1
-Draws = Sequence[np.random.Generator]
 
 
-def sweep(rows: Tensor, per: Callable[[Tensor], Tensor]) -> Tensor:
-    """rows [t, *shape] -> [*shape]: ``per`` makes [t, m] numbers [m], cut by cut, in order."""
-    flat = rows.reshape(len(rows), -1)
-    out = torch.empty_like(flat[0])
-    step = max(256, CHUNK // len(flat))
-    for start in range(0, len(out), step):
-        out[start : start + step] = per(flat[:, start : start + step])
+@torch.no_grad()
+def sweep(rows: Tensor, per: Callable[[Tensor], Tensor], cut: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
+    """rows [t, *shape] -> [*shape]: ``per`` makes [t, m] numbers [m], piece by piece, in order. ``cut``, if given, first puts
+    what stays of a piece into the memory [t, m] beside it: new memory for each piece would take longer than the work."""
+    t, n, flat = len(rows), rows.shape[1:].numel(), rows.reshape(len(rows), -1)
+    out = torch.empty(n, dtype=rows.dtype, device=rows.device)
+    step = max(256, CHUNK // t)
+    room = torch.empty(t, min(step, n), dtype=rows.dtype, device=rows.device)
+    for at in range(0, n, t * step):  # t rows of so many are read at once, and worked on in pieces of as many in all
+        wide = flat[:, at : at + t * step]
+        for d, made in zip(wide.split(step, 1), out[at : at + t * step].split(step), strict=True):
+            made.copy_(per(cut(d, room[:, : len(made)]) if cut else d))
     return out.view(rows.shape[1:])
 
 
-def ranked(rows: Tensor, *counts: int) -> list[Tensor]:
-    """rows [t, *shape], counts in [1, n] -> per count the so-many-th largest magnitude of each task, [t, 1]."""
-    flat = rows.detach().reshape(len(rows), -1)
-    at = [flat.shape[1] - c for c in counts]
-    if flat.device.type != "cpu":
-        return [flat.abs().kthvalue(i + 1, dim=1, keepdim=True).values for i in at]
-    edges = np.empty((len(at), len(flat), 1), np.float32)
+@torch.no_grad()
+def ranked(rows: Tensor, *counts: int | Sequence[int]) -> list[Tensor]:
+    """rows [t, *shape], counts in [1, n], of all tasks or of each -> per count the so-many-th largest magnitudes, [t, 1]."""
+    t, n, flat = len(rows), rows.shape[1:].numel(), rows.reshape(len(rows), -1)
+    places = [[n - int(c) for c in np.broadcast_to(count, t)] for count in counts]
+    if rows.device.type != "cpu":
+        return [torch.stack([r.abs().kthvalue(i + 1).values[None] for r, i in zip(flat, at, strict=True)]) for at in places]
+    edges = np.empty((len(counts), t, 1), np.float32)
     size = np.empty_like(flat[0].numpy())  # one task's magnitudes at a time: memory that is warm, and no more of it
     for j, row in enumerate(flat.numpy()):
         np.abs(row, out=size)
         start = 0
-        for i in sorted(at):  # numpy selects ten times faster than kthvalue, but only one place at a time
+        # numpy selects ten times faster than kthvalue, but only one place at a time; the next moves what stands behind the last
+        for i, c in sorted((at[j], c) for c, at in enumerate(places)):
             size[start:].partition(i - start)
-            start = i
-        edges[:, j, 0] = size[at]
+            edges[c, j], start = size[i], i
     return list(torch.from_numpy(edges).to(flat))
 
 
@@ -50,23 +55,42 @@ def keep(share: float, n: int) -> int:
     return max(1, int(share * n))
 
 
-def trim(rows: Tensor, edge: Tensor) -> Tensor:
+def trim(rows: Tensor, edge: Tensor, out: Tensor | None = None) -> Tensor:
     """[t, n] with 0 where the magnitude is below edge [t, 1]; of equal numbers at the edge all stay."""
-    return rows.abs().ge_(edge).mul_(rows)
+    return torch.abs(rows, out=out).ge_(edge).mul_(rows)
+
+
+class Draws:
+    """A stream of random numbers for each task, and memory for those in use."""
+
+    def __init__(self, streams: Sequence[np.random.Generator]) -> None:
+        self.streams, self.room = streams, np.empty(0, np.float32)
+
+    def __call__(self, m: int) -> Tensor:
+        """[t, m] in [0, 1), where the next call puts its own."""
+        size = len(self.streams) * m
+        if self.room.size < size:
+            self.room = np.empty(size, np.float32)
+        u = self.room[:size].reshape(-1, m)
+        for stream, row in zip(self.streams, u, strict=True):
+            stream.random(out=row, dtype=np.float32)
+        return torch.from_numpy(u)
 
 
 def draws(t: int, site: Any, seed: int) -> Draws:
     """A stream of random numbers for each task, from the seed, the site's name and the task's place."""
     name = zlib.crc32(f"{seed} {getattr(site, 'key', site) or ''}".encode())
-    return [np.random.Generator(np.random.SFC64([name, j])) for j in range(t)]
+    return Draws([np.random.Generator(np.random.SFC64([name, j])) for j in range(t)])
 
 
-def drop(rows: Tensor, share: Tensor | float, streams: Draws) -> Tensor:
+def drop(rows: Tensor, share: Tensor | float, drawn: Draws) -> Tensor:
     """[t, n]: each number stays with probability ``share`` (of all, or [t, n]), divided by it, else becomes 0."""
-    u = np.empty(rows.shape, np.float32)
-    for stream, row in zip(streams, u, strict=True):
-        stream.random(out=row, dtype=np.float32)
-    return torch.from_numpy(u).to(rows.device).lt_(share).mul_(rows).div_(share)
+    return thin(rows, share, drawn).div_(share)
+
+
+def thin(rows: Tensor, share: Tensor | float, drawn: Draws) -> Tensor:
+    """[t, n]: each number stays with probability ``share``, else becomes 0; in memory that the next draw takes."""
+    return drawn(rows.shape[1]).to(rows.device).lt_(share).mul_(rows)
 
 
 def agree(kept: Tensor) -> Tensor:

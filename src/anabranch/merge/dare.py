@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from anabranch.merge._parts import draws, drop, sweep
+from anabranch.merge._parts import draws, sweep, thin
 from anabranch.types import Positive, Share
 
 promises = frozenset({"scale", "shape"})
+pieces = True  # of a big checkpoint it takes a piece of the rows at a time
 neutral = {"density": 1.0, "scale": 1.0}
 
 
@@ -28,5 +29,5 @@ def dare(
     seed: int = 0,
 ) -> Tensor:
     """rows [t, *shape] -> [*shape]."""
-    streams = draws(len(rows), site, seed)
-    return sweep(rows, lambda d: drop(d, density, streams).sum(0)).mul_(scale)
+    drawn = draws(len(rows), site, seed)
+    return sweep(rows, lambda d: thin(d, density, drawn).sum(0)).mul_(scale / density)

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from anabranch.merge._parts import agree, draws, drop, sweep
+from anabranch.merge._parts import agree, draws, sweep, thin
 from anabranch.types import Positive, Share
 
 promises = frozenset({"scale", "shape"})
+pieces = True  # of a big checkpoint it takes a piece of the rows at a time
 neutral = {"density": 1.0, "scale": 1.0}
 
 
@@ -28,5 +29,5 @@ def dare_ties(
     seed: int = 0,
 ) -> Tensor:
     """rows [t, *shape] -> [*shape]."""
-    streams = draws(len(rows), site, seed)
-    return sweep(rows, lambda d: agree(drop(d, density, streams))).mul_(scale)
+    drawn = draws(len(rows), site, seed)
+    return sweep(rows, lambda d: agree(thin(d, density, drawn))).mul_(scale / density)

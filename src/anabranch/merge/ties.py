@@ -34,4 +34,4 @@ def ties(
         edge = whole["threshold"].to(rows)[:, None]
     else:
         edge = ranked(rows, keep(density, rows[0].numel()))[0]
-    return sweep(rows, lambda d: agree(trim(d, edge))).mul_(scale)
+    return sweep(rows, agree, lambda d, out: trim(d, edge, out)).mul_(scale)
