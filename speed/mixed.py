@@ -3,8 +3,9 @@
     python speed/mixed.py [--slots 1,8,64] [--dtypes fp32,bf16] [--reps 30] [--rows 64] [--length 32] [--experts 64] [--top 2]
 
 T LoRA slots (rank 8 on query and value of all blocks) are loaded from one file each, as a bundle's are. Rows come in any
-order, from 1, 8 or as many distinct slots as there are; ours includes sorting them by slot, as a model does when it
-answers. ours/f: f as we run it; ours/sdpa: f with fused attention, as transformers loads it, which PEFT's ratio is to.
+order, from 1, 8, a third as many distinct slots as rows (three rows of each) or as many; ours includes sorting them by slot,
+as a model does when it answers. ours/f: f as we run it; ours/sdpa: f with fused attention, as transformers loads it, which
+PEFT's ratio is to.
 All ways of a cell are timed in turn; least is the ratio of the least times, median that of the pairs.
 Last, gates: a whole forward with --experts LoRA experts at query and value of all blocks, each of them a candidate of every row,
 of which each token (arrow) or each row (keyed) keeps the best --top; as a ratio to one expert for all rows.
@@ -185,7 +186,7 @@ def main() -> None:
                 theirs = peer if n <= PEER_MOST else None
                 if theirs:
                     theirs.load(n)
-                for distinct in sorted({min(n, a.rows, k) for k in (1, 8, a.rows)}):
+                for distinct in sorted({min(n, a.rows, k) for k in (1, 8, a.rows // 3, a.rows)}):
                     picked = torch.randperm(n, generator=rng)[:distinct] + 1
                     slots = picked[torch.randperm(a.rows, generator=rng) % distinct]
                     found = cell(ours, theirs, fused, (ids, torch.ones_like(ids), slots), a.reps, ceiling)
