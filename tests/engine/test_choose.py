@@ -44,6 +44,8 @@ def test_the_log_loss_decides_where_the_metric_cannot(saved, taken):
 def test_no_evidence_keeps_the_cheaper():
     blind = Rung("delta", {})
     assert not better(job([]), blind, Rung("probe", {}))
+    first = rung("delta", TRUTH, 100), rung("probe", TRUTH, 92)
+    assert better(job(TRUTH), *first) and better(job(TRUTH), *first, errors=2.0) and not better(job(TRUTH), *first, errors=9.0)
     assert not better(job([1]), rung("delta", [1], 1, [0.0]), rung("probe", [1], 0, [9.0]))
     assert not better(job([1, 0]), rung("delta", [1, 0], 1), blind)
 

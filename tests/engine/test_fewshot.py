@@ -64,7 +64,7 @@ def test_labels_are_spelled_as_words():
 @pytest.mark.parametrize("probe", [True, False])
 def test_a_task_of_few_rows_answers_by_what_halves_chose(tmp_path, monkeypatch, probe):
     judged = []
-    monkeypatch.setattr(fewshot, "better", lambda job, new, old, seed: judged.append((job, new, old)) or probe)
+    monkeypatch.setattr(fewshot, "better", lambda job, new, old, seed, errors: judged.append((job, new, old)) or probe)
     place, plan = tmp_path / "data" / "few", tiny.plan(tiny.home() / "bert", tmp_path / "data", ["few"])
     tiny.folder(place, "classify", {"train": 30, "valid": 3, "test": 12})
     results = tiny.fit(plan, tmp_path / "run")

@@ -51,22 +51,22 @@ def tested(rung: Rung, job: Job, features: Features, view: View) -> Rung:
     return rung
 
 
-def better(job: Job, new: Rung, old: Rung, seed: int = 0) -> bool:
-    """Whether ``new``, the costlier, beats ``old`` by one standard error of their paired difference on validation.
+def better(job: Job, new: Rung, old: Rung, seed: int = 0, errors: float = 1.0) -> bool:
+    """Whether ``new``, the costlier, beats ``old`` by ``errors`` standard errors of their paired difference on validation.
 
-    The main metric decides when it can. Where the two lie within one standard error, as they do on few rows, the log
-    loss (squared error) decides in the same way, because it also sees how sure the right answers are.
+    The main metric decides when it can. Where the two lie within these, as they do on few rows, the log loss (squared error)
+    decides in the same way, because it also sees how sure the right answers are.
     """
     truth, labels = job.parts["valid"].labels, job.kind.labels
     if new.valid is None or old.valid is None or len(truth) < 2:  # one row has no standard error
         return False
     pairs = [(r.found[0], r.found[1] if labels and not job.kind.words else None) for r in (new, old)]
-    error = spread(job.metric, truth, pairs[0], pairs[1], labels, seed=seed)
+    error = errors * spread(job.metric, truth, pairs[0], pairs[1], labels, seed=seed)
     gain = new.valid - old.valid
     if abs(gain) > error or not len(new.losses) or not len(old.losses):
         return gain > error
     saved = old.losses - new.losses
-    return float(saved.mean()) > float(saved.std() / len(saved) ** 0.5)
+    return float(saved.mean()) > errors * float(saved.std() / len(saved) ** 0.5)
 
 
 def choose(job: Job, rungs: list[Rung], seed: int = 0) -> Rung:

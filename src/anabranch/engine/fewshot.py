@@ -7,7 +7,8 @@ The pairs are those of SetFit (Tunstall et al. 2022, arXiv:2209.11055), all of a
 negative") counts as one more text of its class, so that a task begins with what f knows of its labels; where a head on
 f's own features answers better without the names, on random halves of the rows, they mislead and are left out. A validation split
 of a few rows decides nothing, so the choice between slot and probe is made on halves: each half is answered by what learned
-from the other, and the slot is taken unless the probe is better by one standard error. What is kept learns from all rows.
+from the other, and the slot is taken unless the probe is better by two standard errors: half as many rows speak too much
+for the probe. What is kept learns from all rows.
 """
 
 import re
@@ -33,6 +34,7 @@ from anabranch.engine.train import ROWS, TOKENS, Learner, Trainer
 from anabranch.engine.workers import drained, each
 
 SHOTS, MOST = 16, 256  # labelled rows a class, on average, and in all, up to which a task is trained in this way
+ERRORS = 2.0  # standard errors by which the probe must be better to be taken
 STEPS, PASSES = 30, 4  # optimiser steps at least, and passes over the rows
 RATE = 0.6  # of the delta's learning rate
 TRIES = 20  # random halves by which it is decided whether names are of use
@@ -155,7 +157,7 @@ def climbed(run: Run, job: Job, whole: Part, names: Sequence[int], found: dict[s
         rung.found = job.kind.answer(out, counts, post)
         rung.losses = job.kind.loss(out / post.get("temperature", 1.0), whole.y, counts)
         rung.valid, ways[way] = linear.measure(judged, whole, rung.found), rung
-    run.few[job.name] = ways["probe" if better(judged, ways["probe"], ways["delta"], run.plan.seed) else "delta"]
+    run.few[job.name] = ways["probe" if better(judged, ways["probe"], ways["delta"], run.plan.seed, ERRORS) else "delta"]
     return list(ways.values())
 
 
