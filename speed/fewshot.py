@@ -142,11 +142,12 @@ def report(names: list[str], seeds: list[int], ways: list[str], found: dict[Any,
         pairs = [(found["setfit", n, s], found["ours", n, s]) for s in seeds for n in names]
         pairs = [pair for pair in pairs if pair[0].get("run") == pair[1].get("run")]
         seconds = {way: [pair[i]["seconds"] for pair in pairs] for i, way in enumerate(("setfit", "ours"))}
-        faster = bench.ratio(seconds["setfit"], seconds["ours"])
+        faster = bench.ratio(seconds["setfit"], seconds["ours"]) if pairs else None
         print(f"\nours less setfit, mean of {len(names)} tasks: {mean(gains):+.4f} +- {half:.4f} (95 %, {len(gains)} seeds)")
-        print(f"ours is faster by {faster['median']} (quartiles {faster['low']} to {faster['high']})")
+        if faster:
+            print(f"ours is faster by {faster['median']} (quartiles {faster['low']} to {faster['high']})")
         more = {"gain": round(mean(gains), 4), "half_interval": round(half, 4), "faster": faster, "pairs": len(pairs),
-                "seconds": {w: round(mean(s), 2) for w, s in seconds.items()}}  # fmt: skip
+                "seconds": {w: round(mean(s), 2) for w, s in seconds.items() if s}}  # fmt: skip
     accuracy = {way: {n: round(mean(v), 4) for n, v in s.items()} for way, s in scores.items()}
     spread = {way: {n: round(stdev(v), 4) if len(v) > 1 else None for n, v in s.items()} for way, s in scores.items()}
     bench.emit("fewshot", **facts, seeds=seeds, load_after=os.getloadavg()[0], accuracy=accuracy, spread=spread, **more)
