@@ -1,7 +1,6 @@
 """Few-shot training: when, its loss, what it keeps, and how it is chosen."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,23 +26,6 @@ def test_halves_share_out_every_class():
     (a, b), (c, d) = fewshot.halves(part)
     assert a == d and b == c and sorted(a + b) == list(range(7))
     assert {part.labels[i] for i in a} == {0, 1} == {part.labels[i] for i in b}
-    (a, b), (c, d) = fewshot.halves(part, [1, 0, 2, 3, 6, 5, 4])
-    assert a == d == [0, 3, 5] and b == c == [1, 2, 4, 6]
-
-
-@pytest.mark.parametrize("helps", [True, False])
-def test_names_that_lie_with_the_rows_of_another_class_are_left_out(helps):
-    from anabranch.task.kind.classify import Classify
-
-    rng, way = torch.Generator().manual_seed(0), torch.eye(32)[0]
-    x = torch.randn(16, 32, generator=rng) + torch.cat([way.expand(8, -1), -way.expand(8, -1)])
-    at = torch.stack([way, -way]) if helps else torch.stack([-way, way])
-    backbone = SimpleNamespace(d=32)
-    features = SimpleNamespace(vectors=torch.cat([x, at]), backbone=backbone)
-    run = SimpleNamespace(features=features, backbone=backbone, plan=SimpleNamespace(seed=0))
-    part = Part([[i] for i in range(16)], torch.tensor([0] * 8 + [1] * 8), [0] * 8 + [1] * 8)
-    job = fewshot.Job("t", Classify(["a", "b"], False), "accuracy", {"train": part}, {}, 1.0, None)
-    assert fewshot.helpful(run, job, part, [16, 17]) is helps
 
 
 def test_head_around_names_is_the_names_where_rows_say_nothing():

@@ -4,8 +4,7 @@
     head = softmax(((z - mean) scale) (P + W)^T + b),  P [classes, d] = 3 x unit directions of the names, W from 0 under L2
 
 The pairs are those of SetFit (Tunstall et al. 2022, arXiv:2209.11055), all of a batch at once; a name ("this text is about
-negative") counts as one more text of its class, so that a task begins with what f knows of its labels; where a head on
-f's own features answers better without the names, on random halves of the rows, they mislead and are left out. A validation split
+negative") counts as one more text of its class, so that a task begins with what f knows of its labels. A validation split
 of a few rows decides nothing, so the choice between slot and probe is made on halves: each half is answered by what learned
 from the other, and the slot is taken unless the probe is better by two standard errors: half as many rows speak too much
 for the probe. What is kept learns from all rows.
@@ -27,7 +26,7 @@ from anabranch.engine.choose import Rung, better, climb, tested
 from anabranch.engine.job import Head, Job, Part, fresh, spelled
 from anabranch.engine.linear import View, frozen, inputs, outputs, solve
 from anabranch.engine.merging import taken
-from anabranch.engine.passes import Slot, seeded
+from anabranch.engine.passes import Slot
 from anabranch.engine.result import served
 from anabranch.engine.run import Run
 from anabranch.engine.train import ROWS, TOKENS, Learner, Trainer
@@ -37,7 +36,6 @@ SHOTS, MOST = 16, 256  # labelled rows a class, on average, and in all, up to wh
 ERRORS = 2.0  # standard errors by which the probe must be better to be taken
 STEPS, PASSES = 30, 4  # optimiser steps at least, and passes over the rows
 RATE = 0.6  # of the delta's learning rate
-TRIES = 20  # random halves by which it is decided whether names are of use
 SHARPNESS, STRENGTH = 3.0, 1.0  # of the names' directions; inverse strength of the penalty
 NAME = "this text is about {}"
 
@@ -81,26 +79,13 @@ def head_of(run: Run, job: Job, part: Part, view: View, names: Sequence[int]) ->
     return linear.rounded(solve(job.kind, x, part.y, counts, STRENGTH, head | {"W": around}, around))
 
 
-def helpful(run: Run, job: Job, part: Part, names: Sequence[int]) -> bool:
-    """Whether a head on f's own features answers halves of the rows no worse with the names than without, in the mean of many."""
-    view, rng, gain = frozen(run.features, job), seeded(run.plan.seed, job.name, "names"), 0.0
-    for _ in range(TRIES):
-        for learn, answer in halves(part, torch.randperm(len(part), generator=rng).tolist()):
-            asked = taken(part, answer)
-            for known, sign in ((names, 1), ((), -1)):
-                out, _ = outputs(job, asked, run.features, view, head_of(run, job, taken(part, learn), view, known))
-                gain += sign * float((out.argmax(1) == asked.y).float().mean())
-    return gain >= 0
-
-
-def halves(part: Part, order: Sequence[int] | None = None) -> list[tuple[list[int], list[int]]]:
-    """Two splits of the rows (to learn from, to answer): every second row of each class, in this order of the rows."""
-    seen, side = Counter[str](), dict[int, int]()
-    for i in order or range(len(part)):
-        side[i] = seen[str(part.labels[i])] % 2
-        seen[str(part.labels[i])] += 1
-    sides = [side[i] for i in range(len(part))]
-    return [([i for i, s in enumerate(sides) if s != h], [i for i, s in enumerate(sides) if s == h]) for h in (0, 1)]
+def halves(part: Part) -> list[tuple[list[int], list[int]]]:
+    """Two splits of the rows (to learn from, to answer): every second row of each class."""
+    seen, side = Counter[str](), list[int]()
+    for label in map(str, part.labels):
+        side.append(seen[label] % 2)
+        seen[label] += 1
+    return [([i for i, s in enumerate(side) if s != h], [i for i, s in enumerate(side) if s == h]) for h in (0, 1)]
 
 
 def trained(run: Run, jobs: Sequence[Job], told: Any) -> None:
@@ -108,8 +93,6 @@ def trained(run: Run, jobs: Sequence[Job], told: Any) -> None:
     wholes = {job.name: linear.whole(job) for job in jobs}
     names = {job.name: names_of(run, job) for job in jobs}
     run.features.run()
-    kept = each(jobs, lambda job: bool(names[job.name]) and helpful(run, job, wholes[job.name], names[job.name]))
-    names = {job.name: names[job.name] if keep else [] for job, keep in zip(jobs, kept, strict=True)}
     todo = []
     for job in jobs:
         rows = [list(range(len(wholes[job.name]))), *(learn for learn, _ in halves(wholes[job.name]))]
@@ -130,8 +113,7 @@ def trained(run: Run, jobs: Sequence[Job], told: Any) -> None:
     found = {learner.job.name: learner for learner in drained(todo, worker)}
     for job, rungs in zip(jobs, each(jobs, lambda job: climbed(run, job, wholes[job.name], names[job.name], found)), strict=True):
         run.rungs[job.name], run.curves[job.name] = rungs, found[job.name].curve
-        way = "pairs of them and of its labels' names" if names[job.name] else "pairs of them"
-        run.notes.append(f"{job.name}: {len(wholes[job.name])} labelled rows, so its slot learned from {way} (few-shot)")
+        run.notes.append(f"{job.name}: {len(wholes[job.name])} labelled rows, so its slot learned from pairs of them (few-shot)")
 
 
 def climbed(run: Run, job: Job, whole: Part, names: Sequence[int], found: dict[str, Learner]) -> list[Rung]:
