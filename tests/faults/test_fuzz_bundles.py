@@ -197,6 +197,16 @@ def test_no_name_leads_out_of_the_bundle(good, tmp_path, where, name):
     assert re.fullmatch(r"[0-9a-f]{32}", content)
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 5000, '{"format": 1, "a": ' + "9" * 5000 + "}", '{"format": 1, "a": ' + "[" * 900 + "]" * 900 + "}"]
+)
+def test_json_that_python_cannot_hold_is_damage(good, tmp_path, text):
+    run = Path(shutil.copytree(good, tmp_path / "run"))
+    (run / "bundle" / "bundle.json").write_text(text)
+    with pytest.raises(WorkError, match=r"bundle\.json is damaged"):
+        load(run)
+
+
 def test_a_delta_of_petabytes_is_refused(good, tmp_path):
     run = Path(shutil.copytree(good, tmp_path / "run"))
     bundle = json.loads((run / "bundle" / "bundle.json").read_text())

@@ -131,6 +131,14 @@ def test_a_name_that_no_file_can_have(tmp_path, key, name):
         read_plan(name)
 
 
+@pytest.mark.parametrize("text", ["[" * 5000, '{"max_length": ' + "9" * 5000 + "}"])
+def test_a_task_json_that_python_cannot_hold(tmp_path, text):
+    tiny.folder(tmp_path / "task", "classify", {"train": 12, "test": 6})
+    (tmp_path / "task" / "task.json").write_text(text)
+    with pytest.raises(InputError, match="task.json.*broken JSON"):
+        load_task("t", TaskSpec(data=str(tmp_path / "task")))
+
+
 @pytest.mark.parametrize(("rows", "spec"), [
     ([{"text": "a", "choices": ["x", "y"], "label": "9" * 5000}], {"kind": "choice"}),
     ([{"text": "a", "label": "²"}, {"text": "b", "label": "³"}], {"kind": "classify", "labels": [0, 1]}),

@@ -1,7 +1,6 @@
 """f with its tokenizer: loading by name, folder or hub id; texts to tokens; tokens to features."""
 
 import copy
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from anabranch.core.names import every, find
 from anabranch.core.site import blocks, clone, width
-from anabranch.engine.cache import checksum
+from anabranch.engine.cache import checksum, read_json
 from anabranch.errors import InputError, WorkError, nearest
 from anabranch.task.kind._base import Unit
 
@@ -172,7 +171,7 @@ def _pool(folder: Path, causal: bool) -> str:
     """As a sentence-transformers folder declares it; else the last token of a causal model, the mean of others."""
     declared = folder / "1_Pooling" / "config.json"
     if declared.is_file():
-        config: Mapping[str, Any] = json.loads(declared.read_text(encoding="utf-8"))
+        config: Mapping[str, Any] = read_json(declared)
         return next(
             (p for p, key in (("cls", "pooling_mode_cls_token"), ("last", "pooling_mode_lasttoken")) if config.get(key)), "mean"
         )

@@ -86,7 +86,7 @@ class Checkpoint:
         try:
             for name, file in json.loads((where / INDEX).read_text(encoding="utf-8"))["weight_map"].items():
                 found.setdefault(where / Path(file).name, set()).add(name)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{where / INDEX} is damaged ({error!r})") from None
         lost = [path for path in found if not path.is_file()]
         if lost:
@@ -259,7 +259,7 @@ def configured(folder: Path, dtype: str | None) -> dict[str, Any]:
         config = dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(f"{folder} has no config.json; expected a folder such as save_pretrained writes") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error})") from None
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
     return config | ({key: dtype} if dtype else {})

@@ -170,7 +170,7 @@ def _read(folder: Path, name: str, parse: Callable[[Path], Any]) -> Any:
         raise InputError(f"{path} is a link to {path.resolve()}, outside the folder; copy the file into it")
     try:
         return parse(path)
-    except (ValueError, TypeError, SafetensorError) as error:
+    except (ValueError, TypeError, RecursionError, SafetensorError) as error:
         raise InputError(f"{path} is damaged or no {path.suffix[1:]} ({error})") from None
 
 

@@ -19,7 +19,7 @@ from anabranch.core.names import card, make
 from anabranch.core.site import Site, blocks, region
 from anabranch.core.site import site as site_of
 from anabranch.engine.backbone import Backbone
-from anabranch.engine.cache import checksum, digest, read_json, read_tensors, recall, write, write_json, write_tensors
+from anabranch.engine.cache import checksum, digest, fits, read_json, read_tensors, recall, write, write_json, write_tensors
 from anabranch.engine.job import Head
 from anabranch.errors import InputError, WorkError, nearest
 from anabranch.task.kind._base import Post
@@ -208,7 +208,7 @@ def open_bundle(path: Path) -> tuple[Path, dict[str, Any]]:
         raise InputError(
             f"{folders[0]} has format {bundle['format']}, this version reads up to {FORMAT}: pip install -U anabranch"
         )
-    if bundle.pop("sum", None) != digest({k: v for k, v in bundle.items() if k != "format"}):
+    if not fits(bundle.pop("sum", None), {k: v for k, v in bundle.items() if k != "format"}):
         raise WorkError(f"{folders[0] / 'bundle.json'} is damaged: its checksum does not fit its content")
     return folders[0], bundle
 

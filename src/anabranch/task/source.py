@@ -83,6 +83,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
         meta = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise PlacedError(f"broken JSON: {error.msg}", shown(path), error.lineno, error.colno) from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, lists in lists in lists
+        raise PlacedError(f"broken JSON: {error}", shown(path)) from None
     if not isinstance(meta, dict) or not is_sound(meta):
         raise PlacedError('expected an object such as {"kind": "classify", "labels": [...]}', shown(path), 1)
     if meta.get("targets") is not None and not isinstance(meta["targets"], list):
