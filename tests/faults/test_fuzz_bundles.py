@@ -207,6 +207,27 @@ def test_json_that_python_cannot_hold_is_damage(good, tmp_path, text):
         load(run)
 
 
+@pytest.mark.parametrize("odd", [{"stage": []}, {"stage": -1}, {"routes": "1"}, {"routes": None}])
+def test_a_bank_of_odd_numbers_is_refused(good, tmp_path, odd):
+    run = Path(shutil.copytree(good, tmp_path / "run"))
+    bundle = json.loads((run / "bundle" / "bundle.json").read_text())
+    bundle["banks"][0] |= odd
+    sealed(run, bundle)
+    with pytest.raises(WorkError, match=f"describes no bundle.*{next(iter(odd))}"):
+        load(run)
+
+
+def test_an_archive_whose_task_has_no_record_is_refused(good, bad):
+    live, _ = state(good, bad)
+    run = copied(bad / "one", bad)
+    sealed(run, json.loads((run / "bundle" / "bundle.json").read_text()) | {"tasks": {"new": None}})
+    with (
+        pytest.raises(InputError, match="the task's record"),
+        upload.checked(made.zipped(run), "new", live, twin(live.backbone), 10**7),
+    ):
+        pass
+
+
 def test_a_delta_of_petabytes_is_refused(good, tmp_path):
     run = Path(shutil.copytree(good, tmp_path / "run"))
     bundle = json.loads((run / "bundle" / "bundle.json").read_text())

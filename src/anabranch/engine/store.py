@@ -47,6 +47,13 @@ class Record(BaseModel, strict=True, extra="allow"):
     corpus: str | None = None
 
 
+class Card(BaseModel, strict=True, extra="allow"):
+    """The numbers of a bank's card."""
+
+    stage: int = Field(ge=0)
+    routes: int = Field(ge=0)
+
+
 def pack(tree: Tree, form: str) -> dict[str, Tensor]:
     """A slot's tensors as stored: ``bf16``, or ``int8`` with one scale per tensor; whole numbers as they are."""
     out: dict[str, Tensor] = {}
@@ -166,6 +173,7 @@ def bank_of(entry: Mapping[str, Any], f: nn.Module) -> Bank:
     numbers = sum(math.prod(shape) for layout in entry["layout"].values() for p in layout.values() for shape in p.values())
     if numbers > 10**6 + 4 * sum(p.numel() for p in f.parameters()):
         raise ValueError(f"a slot of {numbers:.3g} numbers is larger than f")
+    Card.model_validate(entry)
     sites, (prefix, stack) = [Site(**s) for s in entry["sites"]], blocks(f)
     for s in sites:
         here = region(f, s.read, s.name, prefix, len(stack)) if s.read else site_of(f, s.name, s.role, prefix, len(stack))

@@ -48,7 +48,8 @@ def checked(data: bytes, name: str, live: Model, backbone: Backbone, most: int) 
             raise InputError(said if "archive" in said else f"the archive: {said}") from None
         except ValidationError as error:
             first = error.errors()[0]
-            raise InputError(f"the archive: the task's {first['loc'][0]}: {first['msg']}, got {first['input']!r:.60}") from None
+            place = ".".join(map(str, first["loc"])) or "record"
+            raise InputError(f"the archive: the task's {place}: {first['msg']}, got {first['input']!r:.60}") from None
         except Exception as error:  # what bundle.json says is data from outside: it may say anything
             raise InputError(f"the archive holds no task that works here: {type(error).__name__}: {error!s:.200}") from None
         yield model, task
