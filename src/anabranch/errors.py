@@ -13,8 +13,8 @@ class WorkError(RuntimeError):
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-    """A hint that ends an error message: the closest options, or all of a short list, or nothing."""
-    names = sorted(map(str, options))
+    """A hint that ends an error message: the closest options, or all of a short list, or nothing. Names of 99 letters at most."""
+    names = [name if len(name) < 100 else f"{name[:96]}..." for name in sorted(map(str, options))]
     close = difflib.get_close_matches(str(word), names, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(close)}?"

@@ -220,12 +220,14 @@ def test_a_bank_of_odd_numbers_is_refused(good, tmp_path, odd):
 def test_an_archive_whose_task_has_no_record_is_refused(good, bad):
     live, _ = state(good, bad)
     run = copied(bad / "one", bad)
-    sealed(run, json.loads((run / "bundle" / "bundle.json").read_text()) | {"tasks": {"new": None}})
-    with (
-        pytest.raises(InputError, match="the task's record"),
-        upload.checked(made.zipped(run), "new", live, twin(live.backbone), 10**7),
-    ):
-        pass
+    bundle = json.loads((run / "bundle" / "bundle.json").read_text())
+    for tasks, said in (({"new": None}, "the task's record"), ({"": None, "9" * 5000: None}, r"choose from , 9{96}\.\.\.$")):
+        sealed(run, bundle | {"tasks": tasks})
+        with (
+            pytest.raises(InputError, match=said),
+            upload.checked(made.zipped(run), "new", live, twin(live.backbone), 10**7),
+        ):
+            pass
 
 
 def test_a_delta_of_petabytes_is_refused(good, tmp_path):
