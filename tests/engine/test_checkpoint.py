@@ -128,7 +128,7 @@ def test_what_merges_runs_on_its_own_thread(toy, tmp_path, monkeypatch):
     home, folders, *_ = toy
     base = {"w": torch.randn(400, 333)}
     folder(home, base), [folder(f, {"w": base["w"] + 1}) for f in folders]
-    told = []  # and nothing is set: threads that torch had started would hang the processes that other tests fork
+    told = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(
         torch, "set_num_threads", lambda n: told.append((n, threading.current_thread() is threading.main_thread()))
@@ -348,6 +348,7 @@ def test_memory_is_that_of_the_largest_tensor(tmp_path_factory, monkeypatch, met
         for j in range(t):
             folder(at / f"m{j}", state(j + 1, torch.bfloat16, base, shapes))
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
     models = [at / f"m{j}" for j in range(t)]
     merge_folders(at / "f", models[:1], "mean", at / f"warm-{method}-{threads}")
     slack, bound, seen = 6e6, (t + 2) * 4 * n, list[int]()  # slack: the pieces that are written, and Python's own

@@ -178,7 +178,7 @@ def run_child(plan: Any, out: Path, stage: str = "", path: str = "", seconds: fl
     """Exit code of a fit that is killed after ``seconds``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks while there are threads; those here are idle
-        process = multiprocessing.get_context("spawn").Process(target=child, args=(plan, out, stage, path))
+        process = multiprocessing.get_context("fork").Process(target=child, args=(plan, out, stage, path))
         process.start()
     process.join(seconds)
     process.kill()

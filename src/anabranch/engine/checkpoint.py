@@ -281,9 +281,8 @@ class Merge:
         most = {n: cores if self.entries else room // max(1, each * t.numel()) for n, t in self.first.items()}
         share = {n: max(1, min(cores, many)) for n, many in most.items()}
         order = sorted(share, key=lambda n: (share[n], -self.first[n].numel()))  # the largest first, and alone if need be
-        alone: Any = {"initializer": torch.set_num_threads, "initargs": (1,)} if cores > 1 else {}
         for workers, names in groupby(order, key=lambda n: share[n]):
-            with ThreadPoolExecutor(workers, **alone) as pool:
+            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 waiting = {pool.submit(self.tensor, n, kinds[n], shards): n for n in names}
                 try:
                     for finished in as_completed(waiting):
@@ -296,8 +295,7 @@ class Merge:
                     pool.shutdown(cancel_futures=True)
                     raise
                 finally:
-                    if alone:
-                        torch.set_num_threads(cores)
+                    torch.set_num_threads(cores)
 
     def tensor(self, name: str, dtype: torch.dtype, shards: Shards) -> None:
         first = self.first[name]
