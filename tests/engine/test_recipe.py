@@ -28,6 +28,7 @@ def work_of(jobs, rows):
 def test_one_pass_gives_the_gradients_that_copies_give(tmp_path):
     torch.manual_seed(0)
     made, jobs = twins(tmp_path)
+    jobs = [(job, {n: 0.2 * t for n, t in head.items()}) for job, head in jobs]  # unsure: of a sure answer rounding is the slope
     made.common, made.routes = True, together(1)
     common, rows, term = Learner(jobs[0][0], start(made), 1), list(range(10)), beside(make("balance", "rep_mtl")).term
     common.theta["0.own"] = common.theta["0.own"] + 0.1 * torch.randn(common.theta["0.own"].shape)
@@ -41,7 +42,7 @@ def test_one_pass_gives_the_gradients_that_copies_give(tmp_path):
     for r, g in enumerate(two.grads(two.theta)):  # along each gradient, where the rise stands out of rounding
         step = 5e-4 * g / g.norm()
         rise = (two.losses(two.theta + step) - two.losses(two.theta - step))[r] / 1e-3
-        torch.testing.assert_close(rise, g.norm(), rtol=0.1, atol=1e-2)
+        torch.testing.assert_close(rise, g.norm(), rtol=0.02, atol=1e-2)
 
 
 def test_terms_see_the_texts_that_all_tasks_share(tmp_path):
