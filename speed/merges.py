@@ -5,7 +5,8 @@
 Each task tunes all of the last two blocks of MiniLM alone, under a frozen head made of its labels' names (512 rows, a tenth of
 them for validation; kept on disk, as claims do). Every merge then has its own settings but those of SETTINGS, and where it is
 one model for all tasks, ``scaled`` is the same model with its change of f times that of SCALES which is best on up to 32
-validation rows a task. Merges with data see ``--few`` of these. Scores are on up to 200 test rows.
+validation rows a task. Merges with data see ``--few`` of these; all slots of a
+recipe that leaves one a task are added up. Scores are on up to 200 test rows.
 
 cpu and megabytes: of the merge alone, from the tuned models in memory; of the most frugal of up to three repetitions. ratio:
 its CPU seconds over those of the plain mean, in turn. kilobytes: of what a task adds to a bundle in bf16 (one model: its share).
@@ -34,13 +35,8 @@ QUICK = 2.0  # CPU seconds below which a merge is repeated
 # what dense models ask for; as many rounds as the models' passes; fewer steps where each takes all tasks' rows through f
 SETTINGS: dict[str, dict[str, Any]] = {
     "lorahub": {"compose": "products"}, "atm": {"rounds": 3}, "adamerging": {"steps": 60}, "anisotropic": {"steps": 60},
-    "self_positioning": {"steps": 40},
+    "self_positioning": {"steps": 40}, "scalearn": {"steps": 40},
 }  # fmt: skip
-APART = {
-    "tangent": "its slots are tuned and run in the tangent space of f, others than those that are merged here",
-    "scalearn": "learns a model for every task with all tasks' models in each step, minutes for eight tasks",
-    "composable_sft": "its slots are tuned apart, at few places each, and added where a row takes several; it merges no models",
-}
 
 
 @dataclass
@@ -71,8 +67,6 @@ class Runs:
         from anabranch.core.names import find
         from anabranch.errors import InputError
 
-        if name in APART:
-            raise InputError(APART[name])
         takes = getattr(inspect.getmodule(find(f"merge.{name}")), "takes", (1, None))
         if takes[1] and takes[1] < size:
             raise InputError(f"merges {takes[1]} models, no more")
@@ -91,9 +85,10 @@ class Runs:
             cost, made = bench.cost(merge)
             costs.append(cost)
         made = shared(made)
+        kilobytes, made = stored(made.bank) / 1000 / len(experts.suite.jobs), summed(made, experts.suite.f)
         best = {k: min(cost[k] for cost in costs) for k in costs[0]}
         out = best | {"ratio": best["cpu"] / min(cost["cpu"] for cost in plain), "scores": experts.under(made)}
-        out |= {"kilobytes": stored(made.bank) / 1000 / len(experts.suite.jobs)}
+        out |= {"kilobytes": kilobytes}
         return out if len(set(made.slots)) > 1 or any(made.after) else out | scaled(experts, made, out["scores"])
 
     def way(self, name: str, spec: Any, experts: Any, bank: Any) -> Callable[[], Any]:
@@ -103,7 +98,7 @@ class Runs:
 
         f, jobs, seed = experts.suite.features, experts.suite.jobs, experts.suite.lab.seed
         if form_of("merge", name) == "train":
-            return lambda: one(trained(spec, experts), len(jobs))
+            return lambda: replace(one(trained(spec, experts), len(jobs)), tangent=name == "tangent")
         (bank,) = (bank,) if name != "genknowsub" else replace(experts, slots=[*experts.slots, general(experts)]).filled()
         return lambda: merged(f, list(jobs.values()), [experts.heads[n] for n in jobs], bank, spec, few=self.few, seed=seed)
 
@@ -117,6 +112,18 @@ def shared(made: Any) -> Any:
     own = made.bank.tables["own"].data[1:]
     apart = len(own) == 1 or made.bank.delta != make("delta", "dense") or any(made.after) or bool((own != own[:1]).any())
     return made if apart else one(dense_bank(made.bank.sites, made.bank.take(1)), len(made.slots))
+
+
+def summed(made: Any, f: Any) -> Any:
+    """One model for all that has the slots of all tasks, where a recipe leaves them apart to be added up."""
+    from anabranch.engine.algebra import dense_bank
+    from anabranch.engine.merging import dense, one
+
+    if len(set(made.slots)) > 1 or len(made.bank) == 1:
+        return made
+    trees = [dense(f, made.bank, j + 1) for j in range(len(made.bank))]
+    whole = {site: {n: sum(tree[site][n] for tree in trees) for n in p} for site, p in trees[0].items()}
+    return one(dense_bank(made.bank.sites, whole), len(made.slots))
 
 
 def scaled(experts: Any, made: Any, scores: dict[str, float]) -> dict[str, Any]:

@@ -1,13 +1,20 @@
 """The laboratory on tiny tasks: ways to train, share, route and merge; what was trained once is not trained again."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from engine import _tiny as tiny
 
+from anabranch.core.adapt import Adapted
+from anabranch.core.names import make
+from anabranch.core.route import Route
 from anabranch.engine import lab as laboratory
 from anabranch.engine.lab import Lab
+from anabranch.engine.merging import one
 from anabranch.engine.train import Trainer
 from anabranch.errors import InputError
+from anabranch.merge.tangent import Linearised, linearised
 
 NAMES = ["classify", "pair", "regress"]
 WHERE = {"at": ["attention.query", "attention.value"]}
@@ -82,3 +89,30 @@ def test_stages_give_the_way_from_their_base(suite):
     zero = experts.banks[0].tree({"own": torch.zeros(experts.numbers), "keys": torch.zeros(0)})
     bank = train("dense", zero, 0.5)
     assert len(bank) == 2 and float(bank.tables["own"].data[1:].abs().max()) > 0
+
+
+def test_stages_train_the_places_that_slots_begin_with(suite):
+    experts = suite.only("classify", "pair").own({"dense": {}} | WHERE, epochs=1)
+    bank = make("merge", {"composable_sft": {"density": 0.1, "dense": 0.5}})(
+        experts.stages(epochs=2), Adapted(suite.f, []), ["classify", "pair"]
+    )
+    assert len(bank) == 2 and bank.delta == make("delta", {"sparse": {"density": 0.1}})
+    places = bank.tables["fixed.int32"].data[1:]
+    assert (places >= 0).sum(1).tolist() == [round(0.1 * experts.numbers)] * 2 and not torch.equal(places[0], places[1])
+    assert (bank.tables["own"].data[1:].abs().amax(1) > 0).all()
+    with pytest.raises(InputError, match="only dense ones begin fresh"):
+        experts.stages()("lora", {}, 1.0)
+
+
+def test_a_merge_in_the_tangent_space_runs_there(suite, monkeypatch):
+    experts = suite.only("classify", "pair").own({"dense": {}} | WHERE, epochs=1)
+    bank = make("merge", "tangent")(experts.stages(epochs=2), Adapted(suite.f, []), ["classify", "pair"])
+    asked: list[object] = []
+    run = Linearised.__call__
+    monkeypatch.setattr(Linearised, "__call__", lambda self, *given: asked.append(self) or run(self, *given))
+    plain, straight = (experts.under(replace(one(bank, 2), tangent=tangent)) for tangent in (False, True))
+    assert asked and set(plain) == set(straight) == {"classify", "pair"} and straight["classify"] > 0.5
+    adapted, units = Adapted(suite.f, [bank], suite.features.tail), suite.jobs["classify"].parts["test"].units
+    inputs, features = suite.features.entry([u for row in units[:1] for u in row])
+    wanted = linearised(adapted, inputs, torch.ones(1, 1, dtype=torch.long), features=features).last_hidden_state
+    assert torch.equal(run(Linearised(adapted), inputs, Route.to([1]), features).last_hidden_state, wanted)

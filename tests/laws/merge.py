@@ -358,8 +358,9 @@ def look_at(f: torch.nn.Module, sites: list[Site], trees: list[dict[str, dict[st
     def said(tree: Any) -> list[Tensor]:
         return [(features(tree, j) @ head).log_softmax(1) for j, head in enumerate(heads)]
 
-    def losses(tree: Any) -> Tensor:
-        return torch.stack([torch.nn.functional.nll_loss(p, y) for p, y in zip(said(tree), labels, strict=True)])
+    def losses(tree: Any, j: int | None = None) -> Tensor:
+        found = torch.stack([torch.nn.functional.nll_loss(p, y) for p, y in zip(said(tree), labels, strict=True)])
+        return found if j is None else found[j : j + 1]
 
     def entropies(tree: Any) -> Tensor:
         return torch.stack([-(p.exp() * p).sum(1).mean() for p in said(tree)])

@@ -43,8 +43,9 @@ def vector(tree) -> Tensor:
 def look(f: nn.Module, targets, own=None, seed: int = 0):
     """losses(tree)[j] = |tree - targets[j]|^2 / 2; entropies are ten times that; features are a linear image of the tree."""
 
-    def losses(tree) -> Tensor:
-        return torch.stack([0.5 * (vector(tree) - vector(target)).square().sum() for target in targets])
+    def losses(tree, j=None) -> Tensor:
+        asked = targets if j is None else targets[j : j + 1]
+        return torch.stack([0.5 * (vector(tree) - vector(target)).square().sum() for target in asked])
 
     return SimpleNamespace(
         losses=losses, entropies=lambda tree: 10 * losses(tree), features=None, own=lambda j: (own or targets)[j], f=f,

@@ -12,30 +12,20 @@ from torch import Tensor
 
 from anabranch.claims._merges import kept
 from anabranch.core.adapt import Adapted
-from anabranch.engine.lab import EPOCHS
 from anabranch.engine.linear import outputs
 from anabranch.engine.merging import taken
 from anabranch.engine.passes import encode
-from anabranch.merge.tangent import disentanglement, linearised
+from anabranch.merge.tangent import Linearised, disentanglement
 
 holds = ("linear > nonlinear", "linear_error < nonlinear_error")
 TASKS, ROWS, SCALES = 4, 200, (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 
 
-class Straight:
-    """The model that is linear in the slots, in the place of the Adapted that has them."""
-
-    def __init__(self, adapted: Adapted) -> None:
-        self.adapted, self.sources, self.seen = adapted, adapted.sources, None
-
-    def __call__(self, inputs: Any, route: Any, hidden: Any = None) -> Any:
-        return linearised(self.adapted, inputs, route.ids, features=hidden)
-
-
 def claim(lab: Any) -> dict[str, dict[str, float]]:
     experts, out = lab.experts(TASKS), dict[str, dict[str, float]]()
     suite, heads = experts.suite, experts.heads
-    plain, straight = torch.stack([slot["0.own"] for slot in experts.slots]), tangents(experts)
+    tangents = experts.stages()("dense", {}, 1.0, tangent=True)
+    plain, straight = torch.stack([slot["0.own"] for slot in experts.slots]), tangents.tables["own"].data[1:]
     for way, rows, tangent in (("nonlinear", plain, False), ("linear", straight, True), ("post_hoc", plain, True)):
         views = sums(suite, rows, tangent)
 
@@ -50,21 +40,11 @@ def claim(lab: Any) -> dict[str, dict[str, float]]:
     return out | {"zero_shot": suite.probe()}
 
 
-def tangents(experts: Any) -> Tensor:
-    """Task vectors [k, n] of the linear model, tuned as ``experts`` were."""
-    s, banks, rates = experts.suite, experts.banks, experts.rates
-    trainer = s.trainer(banks, rates)
-    trainer.adapted = Straight(trainer.adapted)
-    todo = [(job, s.heads[n], EPOCHS, s.key(banks, rates, n, EPOCHS, "tangent")) for n, job in s.jobs.items()]
-    found = {learner.job.name: learner for learner in trainer.run(todo)}
-    return torch.stack([found[n].best["0.own"] for n in s.jobs])
-
-
 def sums(suite: Any, rows: Tensor, tangent: bool) -> Callable[[Tensor], Any]:
     """Weights [k] of task vectors [k, n] -> features of units under their weighted sum, each computed once."""
     (bank,), _ = suite.banks("dense")
     adapted = Adapted(suite.f, [bank], suite.features.tail)
-    model: Any = Straight(adapted) if tangent else adapted
+    model: Any = Linearised(adapted) if tangent else adapted
     known: dict[tuple[float, ...], dict[int, Tensor]] = {}
 
     def weighted(w: Tensor) -> Any:

@@ -108,34 +108,39 @@ def mix(delta: Delta, gate: Gate, own: Params, shared: Params, keys: Params, min
     if gate.plain and w is None and size == 1:
         return vmap(only, (lead, *[0] * (3 + (on is not None))))(own, at.x, at.y, at.mask, *([] if on is None else [on]))
 
-    def weigh(keys: Params, mine: Params, x: Tensor, y: Tensor, mask: Tensor, on: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        weight = torch.where(on, gate.weigh(mine, keys, at._replace(x=x, y=y, mask=mask), on), 0.0) * w
-        return weight, on & (weight != 0) if gate.top else on.expand_as(weight)  # [k] or [l, k]
+    def weigh(keys: Params, mine: Params, x: Tensor, y: Tensor, mask: Tensor, on: Tensor) -> Tensor:
+        found = gate.weigh(mine, keys, at._replace(x=x, y=y, mask=mask), on)  # [k] or [l, k]
+        return found if every else torch.where(on, found, 0.0)
 
-    every = at.mask.new_ones(len(at.x), size)
-    on, w = every if on is None else on, every if w is None else w
-    weight, chosen = vmap(weigh, (lead, lead, 0, 0, 0, 0, 0))(keys, mine, at.x, at.y, at.mask, on, w)
-    computed = chosen.flatten(0, -2).any(0)
-    if same and gate.top and not torch.compiler.is_compiling() and computed.any() and not computed.all():
-        own, weight, chosen = {n: t[computed] for n, t in own.items()}, weight[..., computed], chosen[..., computed]
+    every, on = on is None, at.mask.new_ones(1, size).expand(len(at.x), -1) if on is None else on
+    weight = vmap(weigh, (lead, lead, 0, 0, 0, 0))(keys, mine, at.x, at.y, at.mask, on)
+    weight = weight if w is None else weight * (w if weight.ndim == 2 else w[:, None])
+    if same and gate.top and not torch.compiler.is_compiling():  # slots that no row takes are not computed
+        computed = weight.flatten(0, -2).abs().amax(0) != 0
+        if computed.any() and not computed.all():
+            own, weight, on = {n: t[computed] for n, t in own.items()}, weight[..., computed], on[:, computed]
+
+    def chosen(weight: Tensor, on: Tensor) -> Tensor:
+        return on & (weight != 0) if gate.top else on.expand_as(weight)  # as weight
 
     def one(own: Params, weight: Tensor, on: Tensor, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
         row = at._replace(x=x, y=y, mask=mask)
         if gate.on == "params":
-            some = on.view(-1, on.shape[-1]).any(0)
+            some = chosen(weight, on).view(-1, on.shape[-1]).any(0)
             blended = gate.blend(delta, {n: torch.where(_like(some, t), t, 0) for n, t in own.items()}, weight)
-            return torch.where(on.any(), delta.apply(blended | shared, row).flatten(0, -2), 0.0)
+            return torch.where(some.any(), delta.apply(blended | shared, row).flatten(0, -2), 0.0)
         if type(gate).combine is Gate.combine and delta.factors({n: t[0] for n, t in own.items()}):  # one wide product for all
             a, b = vmap(delta.factors)(own)  # type: ignore[misc]
             bad = ~(a.sum((1, 2), dtype=torch.float32) + b.sum((1, 2), dtype=torch.float32)).isfinite()
-            a, b = torch.where(_like(bad, a), 0.0, a), torch.where(_like(bad, b), 0.0, b)
-            weight = torch.where(on & bad, torch.nan, weight).to(x.dtype)
-            h = (x @ a.permute(2, 0, 1).flatten(0, 1).mT).unflatten(-1, (-1, len(a))) * weight[..., None, :]
+            if not same or torch.compiler.is_compiling() or bad.any():
+                a, b = torch.where(_like(bad, a), 0.0, a), torch.where(_like(bad, b), 0.0, b)
+                weight = torch.where(bad & chosen(weight, on), torch.nan, weight)
+            h = (x @ a.permute(2, 0, 1).flatten(0, 1).mT).unflatten(-1, (-1, len(a))) * weight.to(x.dtype)[..., None, :]
             return h.flatten(-2) @ b.transpose(0, 1).flatten(0, 1)
-        out = vmap(lambda p: delta.apply(p | shared, row).flatten(0, -2))(own)
+        on, out = chosen(weight, on), vmap(lambda p: delta.apply(p | shared, row).flatten(0, -2))(own)
         return gate.combine(weight, torch.where(on.mT[..., None] if on.ndim == 2 else _like(on, out), out, 0.0))
 
-    return vmap(one, (lead, 0, 0, 0, 0, 0))(own, weight, chosen, at.x, at.y, at.mask)
+    return vmap(one, (lead, 0, 0, 0, 0, 0))(own, weight, on, at.x, at.y, at.mask)
 
 
 def _like(on: Tensor, t: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anabranch.core.adapt import Adapted
-from anabranch.core.bank import Bank, Tree
+from anabranch.core.bank import Bank
 from anabranch.core.names import make
 from anabranch.core.route import Route
 from anabranch.core.site import Site, find
@@ -29,8 +29,10 @@ from anabranch.engine.profile import profile
 from anabranch.engine.recipe import jointly, unpacked
 from anabranch.engine.seen import seen
 from anabranch.engine.share import over
+from anabranch.engine.stages import stages
 from anabranch.engine.train import Trainer
 from anabranch.errors import InputError
+from anabranch.merge.tangent import Linearised
 from anabranch.task.data import Task, load_task
 from anabranch.task.plan import TaskSpec
 
@@ -341,28 +343,8 @@ class Trained:
         return [{n: found[name][n] for n in slot} for name, slot in zip(names, out, strict=True)]
 
     def stages(self, epochs: int = EPOCHS) -> Any:
-        """What a recipe trains with: ``train(delta, base, share, starts=None) -> Bank``, one slot per task.
-
-        delta is dense; each slot begins at ``base`` (plus its own of ``starts``), trains ``share`` of the passes, and is
-        given back as the difference from ``base``.
-        """
-
-        def train(delta: Any, base: Tree, share: float, starts: Sequence[Tree] | None = None) -> Bank:
-            s, row = self.suite, self.banks[0].tables["own"].row
-            zero = torch.zeros(self.banks[0].tables["own"].n)
-            low = row(base) if base else zero
-            begin = {
-                n: {"0.own": low + (row(starts[j]) if starts else zero), "0.keys": torch.zeros(0)} for j, n in enumerate(s.jobs)
-            }
-            trainer = s.trainer(self.banks, self.rates, begin=begin)
-            passes = max(1, round(share * epochs))
-            key = {n: s.key(self.banks, self.rates, n, passes, checksum(begin[n] | self.heads[n]), "stage") for n in s.jobs}
-            found = {m.job.name: m for m in trainer.run([(job, self.heads[n], passes, key[n]) for n, job in s.jobs.items()])}
-            out = replace(self.banks[0], tables={n: t.copy() for n, t in self.banks[0].tables.items()})
-            out.add([out.tree({"own": found[n].best["0.own"] - low, "keys": torch.zeros(0)}) for n in s.jobs])
-            return out
-
-        return train
+        """What a recipe trains with, see :func:`anabranch.engine.stages.stages`."""
+        return stages(self, epochs)
 
     # ---- merges --------------------------------------------------------------------------------------------------
     def merged(self, method: Any, few: int = 64, split: str = "valid") -> Merged:
@@ -380,7 +362,8 @@ class Trained:
 
     def under(self, made: Merged, split: str = "test", heads: Mapping[str, Head] | None = None) -> dict[str, float]:
         s, out = self.suite, {}
-        adapted = Adapted(s.f, [made.bank], s.features.tail)
+        adapted: Any = Adapted(s.f, [made.bank], s.features.tail)
+        adapted = Linearised(adapted) if made.tangent else adapted
         for name, slot, after in zip(s.jobs, made.slots, made.after, strict=True):
             view = After(Slot(s.features, adapted, s.jobs[name].kind.words, always(slot)), after)
             out[name] = s.score(name, view, (heads or self.heads)[name], split)

@@ -32,6 +32,7 @@ class Merged:
     bank: Bank
     slots: list[int]
     after: list[Tree]  # per task, what changes its features behind f (surgery); empty trees elsewhere
+    tangent: bool = False  # whether it runs in the tangent space of f
 
 
 def merged(features: Features, jobs: Sequence[Job], heads: Sequence[Head], bank: Bank, method: Any, *,
@@ -145,9 +146,10 @@ def look_of(features: Features, jobs: Sequence[Job], heads: Sequence[Head], site
         row = made.tables["own"].row(tree)
         adapted.sources[0]["own"] = torch.stack([torch.zeros_like(row), row])
 
-    def each(tree: Tree, measure: Any) -> Tensor:
+    def each(tree: Tree, measure: Any, only: int | None = None) -> Tensor:
         enter(tree)
-        return torch.stack([measure(job, head, part) for job, head, part in zip(jobs, heads, parts, strict=True)])
+        asked = range(len(jobs)) if only is None else [only]
+        return torch.stack([measure(jobs[j], heads[j], parts[j]) for j in asked])
 
     def labelled(job: Job, head: Head, part: Part) -> Tensor:
         return losses(features, adapted, job, head, part).mean()
@@ -161,7 +163,7 @@ def look_of(features: Features, jobs: Sequence[Job], heads: Sequence[Head], site
         units = [u for row in parts[j].units for u in row]
         return torch.cat(encode(features, adapted, units, [1] * len(units), jobs[j].kind.words))
 
-    return Look(losses=lambda tree: each(tree, labelled), entropies=lambda tree: each(tree, entropy), features=vectors,
+    return Look(losses=lambda tree, j=None: each(tree, labelled, j), entropies=lambda tree: each(tree, entropy), features=vectors,
                 own=lambda j: trees[j], f=features.backbone.f, sites=list(sites), rng=seeded(seed, "look"))  # fmt: skip
 
 

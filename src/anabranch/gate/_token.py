@@ -20,15 +20,22 @@ def asking(at: At) -> Tensor:
 def top_softmax(logits: Tensor, on: Tensor, top: int) -> Tensor:
     """[..., k]: a softmax over the ``top`` highest logits of the candidates that are ``on`` [k], zero elsewhere."""
     best, ids = highest(torch.where(on, logits, -torch.inf), top)
-    return torch.zeros_like(logits).scatter_add(-1, ids, torch.softmax(best, -1))
+    return placed(logits, ids, torch.softmax(best, 0))
 
 
 def highest(t: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """The ``top`` highest of the last dimension (all, where they are fewer) and their places, the first of equals first."""
-    found = []
+    """t [..., k] -> its ``top`` highest (all, where they are fewer) and their places [top, ..., 1], the first of equals first."""
+    found: list[tuple[Tensor, Tensor]] = []
     for _ in range(min(top, t.shape[-1])):  # few: two maxima take a fifth of the time of topk, which sorts
-        value, place = t.max(-1, keepdim=True)
-        t = t.scatter(-1, place, -torch.inf)
-        found.append((value, place))
+        t = t.scatter(-1, found[-1][1], -torch.inf) if found else t
+        found.append(t.max(-1, keepdim=True))
     values, places = zip(*found, strict=True)
-    return torch.cat(values, -1), torch.cat(places, -1)
+    return torch.stack(values), torch.stack(places)
+
+
+def placed(like: Tensor, places: Tensor, values: Tensor) -> Tensor:
+    """Zeros like [..., k] but for ``values`` at ``places``, both [top, ..., 1]; of candidates that are off a place may repeat."""
+    out = torch.zeros_like(like)
+    for place, value in zip(places, values, strict=True):
+        out = out.scatter_add(-1, place, value)
+    return out

@@ -50,4 +50,4 @@ class Arrow(Gate):
         )
 
     def weigh(self, own: Params, keys: Params, at: At, on: Tensor) -> Tensor:
-        return top_softmax((asking(at) @ keys["v"].float().mT).abs() / self.temperature, on, self.top)
+        return top_softmax((asking(at) @ (keys["v"].float() / self.temperature).mT).abs(), on, self.top)

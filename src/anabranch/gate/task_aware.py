@@ -19,7 +19,7 @@ from anabranch.core.delta import At, Params, Tree
 from anabranch.core.gate import Gate
 from anabranch.core.site import Site
 from anabranch.errors import InputError
-from anabranch.gate._token import asking, highest, width
+from anabranch.gate._token import asking, highest, placed, width
 from anabranch.types import Count
 
 rows = ("task-aware-moe",)
@@ -36,7 +36,7 @@ class TaskAware(Gate):
     def weigh(self, own: Params, keys: Params, at: At, on: Tensor) -> Tensor:
         w = torch.softmax(torch.where(on, asking(at) @ own["G"].float().mT, -torch.inf), -1)
         best, ids = highest(w, self.top)
-        return torch.zeros_like(w).scatter(-1, ids, best)
+        return placed(w, ids, best)
 
 
 def borrow(bank: Bank, seen: Tensor, new: Tensor) -> Tree:

@@ -51,8 +51,8 @@ def scalearn(
                  for n, d in width.items()}  # fmt: skip
         adam = torch.optim.Adam(omega.values(), lr)
         if not drop:
-            return scaled(descend(omega, lambda: look.losses(scaled(omega))[j : j + 1], steps, adam))
-        descend(omega, lambda: look.losses(scaled(thinned(omega)))[j : j + 1], steps, adam)
+            return scaled(descend(omega, lambda: look.losses(scaled(omega), j), steps, adam))
+        descend(omega, lambda: look.losses(scaled(thinned(omega)), j), steps, adam)
         return scaled({n: w.detach() for n, w in omega.items()})  # losses under dropout do not say which step was best
 
     with torch.no_grad():

@@ -43,7 +43,7 @@ def tall_masks(
         best = [threshold or 0.4] * len(trees)
     else:
         with torch.no_grad():
-            found = [[look.losses(_masked(tree, merged, g))[j] for g in GRID] for j, tree in enumerate(trees)]
+            found = [[look.losses(_masked(tree, merged, g), j)[0] for g in GRID] for j, tree in enumerate(trees)]
         best = [GRID[int(torch.stack(losses).argmin())] for losses in found]
     flat = {s.key: joined(merged[s.key]) for s in bank.sites}
     common = {n: t for s in bank.sites for n, t in named(s, {"common": flat[s.key]}).items()}

@@ -8,7 +8,7 @@ of many tasks at once, and ``disentanglement`` measures how far a model is from 
 ``linearised`` is the paper's post-hoc linearisation. ``scale``: of the sum.
 
 A recipe: ``train("dense", base, share, tangent=True)`` trains one slot per task of which rows are answered by ``linearised``
-and returns their bank; the merged slot is to be run in the same way.
+and returns their bank; the merged slot is to be run in the same way (``Linearised``).
 """
 
 import warnings
@@ -71,6 +71,16 @@ def linearised(
             source.clear()
             source.update(was)
     return tree_map(torch.add, found[0], found[1])
+
+
+class Linearised:
+    """In the place of an Adapted that has the slots: the model that is linear in them."""
+
+    def __init__(self, adapted: Adapted) -> None:
+        self.adapted, self.sources, self.seen = adapted, adapted.sources, None
+
+    def __call__(self, inputs: Mapping[str, Tensor], route: Route, features: Tensor | None = None) -> Any:
+        return linearised(self.adapted, inputs, route.ids, route.w, features)
 
 
 def differing(a: Tensor, b: Tensor) -> Tensor:
