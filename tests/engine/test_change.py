@@ -11,7 +11,7 @@ import pytest
 from engine import _tiny as tiny
 
 from anabranch.engine import cache, change, store
-from anabranch.engine.cache import read_json
+from anabranch.engine.cache import read_json, read_sealed
 from anabranch.engine.model import load
 from anabranch.errors import InputError, WorkError
 
@@ -256,7 +256,7 @@ def test_a_merge_is_measured_and_loads(run, method):
     for k in ("single", "merged"):
         assert found[f"mean_{k}"] == pytest.approx(sum(t[k] for t in found["tasks"].values()) / 4)
     assert tiny.files(run / "bundle") == before and {load(run / "merged").task(n).slot for n in results} == {1}
-    assert read_json(run / "merged" / "results.json") == found and Path(found["bundle"]) == run / "merged"
+    assert read_sealed(run / "merged" / "results.json") == found and Path(found["bundle"]) == run / "merged"
 
 
 def test_a_plan_s_merges_are_offered_beside_the_deltas(tmp_path):

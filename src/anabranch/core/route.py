@@ -48,7 +48,10 @@ class Route:
         return cls(ids, w, who, tuple(runs), (min(slots), max(slots)))
 
     def stretches(self, matrix: bool, learns: bool = False) -> list[Stretch]:
-        """Long runs on their own, the short ones between them together, or all rows; ``matrix``: every run on its own."""
+        """Long runs on their own and the short ones between them together; all rows at once where that makes many parts.
+
+        ``matrix``: every run on its own. ``learns``: never all rows, so that a run's part depends on the run alone.
+        """
         if torch.compiler.is_compiling() or not self.runs:
             return [Stretch(0, len(self.ids), False, False)]
         out: list[Stretch] = []

@@ -18,7 +18,7 @@ from anabranch.core.bank import Bank
 from anabranch.core.fold import changes
 from anabranch.core.names import card, make
 from anabranch.engine import store
-from anabranch.engine.cache import read_sealed, sealed, write_json
+from anabranch.engine.cache import sealed, write_json
 from anabranch.engine.choose import Rung, climb, tested
 from anabranch.engine.job import Head
 from anabranch.engine.merging import merged, method_of
@@ -99,8 +99,8 @@ def offer(run: Run, bundle: Mapping[str, Any], chosen: Mapping[str, Rung]) -> di
     size = written(run.out / NAME, one, bundle, entries, spec)[1]
     pairs = {n: {"single": chosen[n].test, NAME: rungs[n].test} for n in names}
     saved = sum(store.size(chosen[n].packed) for n in names) - size
-    told(run.out / NAME, pairs, saved, method=card(make("merge", spec)), valid={s: v for s, (v, *_) in tried.items()})
-    return read_sealed(run.out / NAME / "results.json")
+    valid = {s: v for s, (v, *_) in tried.items()}
+    return told(run.out / NAME, pairs, saved, method=card(make("merge", spec)), valid=valid)
 
 
 def view(run: Run, one: Bank, name: str) -> Slot:
@@ -130,7 +130,7 @@ def told(out: Path, pairs: Mapping[str, Mapping[str, float | None]], saved: int,
     """Writes ``out``/results.json; tasks without test rows do not count in the means."""
     whole = [pair for pair in pairs.values() if None not in pair.values()]
     mean = {k: sum(pair[k] or 0.0 for pair in whole) / max(1, len(whole)) for k in ("single", NAME)}
-    found = sealed({"tasks": dict(pairs), "mean_single": mean["single"], "mean_merged": mean[NAME],
-                    "kilobytes_saved": round(saved / 1000, 1), "bundle": str(out)} | more)  # fmt: skip
-    write_json(out / "results.json", found)
+    found = {"tasks": dict(pairs), "mean_single": mean["single"], "mean_merged": mean[NAME],
+             "kilobytes_saved": round(saved / 1000, 1), "bundle": str(out)} | more  # fmt: skip
+    write_json(out / "results.json", sealed(found))
     return found
