@@ -102,6 +102,15 @@ def sealed(run: Path, bundle: Any) -> None:
     (run / "bundle" / "bundle.json").write_text(text)
 
 
+def test_a_backbone_of_a_name_too_long_for_a_file_is_told_of(good, bad):
+    run = copied(good, bad)
+    bundle = json.loads((run / "bundle" / "bundle.json").read_text())
+    bundle["backbone"]["id"] = 140 * "\u00e9"
+    sealed(run, bundle)
+    with pytest.raises(InputError, match="no backbone '\u00e9"):
+        load(run)
+
+
 @_soak.fuzz(50)
 @given(data=st.data())
 def test_words_under_a_checksum_that_fits(good, bad, data):

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from os.path import isdir  # which says no to a name that is too long, where a Path raises OSError
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,7 +139,7 @@ def load(name: str = "minilm", dtype: torch.dtype | None = None) -> Backbone:
     from transformers.utils import logging as hf
 
     folder = str(find(f"backbone.{name}")()) if name.replace("-", "_") in every("backbone") else name
-    local = Path(folder).is_dir()
+    local = isdir(folder)
     hf.disable_progress_bar()
     level = hf.get_verbosity()
     hf.set_verbosity(logging.ERROR)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from inspect import signature
 from itertools import groupby
+from os.path import isfile  # which says no to a name that is too long, where a Path raises OSError
 from pathlib import Path
 from sys import modules
 from tempfile import TemporaryDirectory
@@ -88,7 +89,7 @@ class Checkpoint:
                 found.setdefault(where / Path(file).name, set()).add(name)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{where / INDEX} is damaged ({error!r})") from None
-        lost = [path for path in found if not path.is_file()]
+        lost = [path for path in found if not isfile(path)]
         if lost:
             raise InputError(f"{lost[0]} is missing, but {INDEX} names it")
         return found

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from os.path import isfile  # which says no to a name that is too long, where a Path raises OSError
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -107,7 +108,7 @@ def get(folder: Path, name: str) -> dict[str, Tensor]:
     if Path(name).name != name:
         raise WorkError(f"{folder / 'bundle.json'} names a file outside the bundle: {name!r}")
     path = folder / name
-    if not path.is_file():
+    if not isfile(path):
         raise WorkError(f"{path} is missing; the bundle is incomplete, restore it from a copy")
     tensors, _ = read_tensors(path)
     if checksum(tensors) != path.stem:
@@ -151,7 +152,7 @@ def parts_of(folder: Path, name: str | None) -> Parts:
 
 def corpus_of(folder: Path, name: str) -> dict[str, str]:
     path = folder / name
-    if Path(name).name != name or not path.is_file():
+    if Path(name).name != name or not isfile(path):
         raise WorkError(f"{path} is missing; the bundle is incomplete, restore it from a copy")
     data = path.read_bytes()
     if digest(data) != path.stem:
