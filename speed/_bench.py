@@ -155,9 +155,10 @@ def sided(doc: str | None, out: Path) -> argparse.ArgumentParser:
 def named(family: str, name: str, spec: Any, *facts: Any) -> str:
     """A file's name for what is measured of a method, under these facts and in this version of its file."""
     from anabranch import __version__
-    from anabranch.core.names import card, find, make
+    from anabranch.core.names import find, make
     from anabranch.engine.cache import digest
     from anabranch.engine.profile import profile
+    from anabranch.settings import card
 
     text = inspect.getsource(inspect.getmodule(find(f"{family}.{name}")) or find)
     return f"{name}-{digest(card(make(family, spec)), text, __version__, profile()['dtype'], *facts)}.json"

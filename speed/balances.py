@@ -50,8 +50,9 @@ class Runs:
         return Lab(seed, self.data).suite(size, rows=self.rows, test=self.test)
 
     def cell(self, name: str, size: int, seed: int) -> tuple[dict[str, Any], float]:
-        from anabranch.core.names import find, settings_of
+        from anabranch.core.names import find
         from anabranch.errors import InputError
+        from anabranch.settings import settings_of
 
         needs = [n for n, p in settings_of(find(f"balance.{name}")).items() if p.default is p.empty]
         if missing := [n for n in needs if n not in SETTINGS.get(name, {})]:

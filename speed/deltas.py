@@ -68,9 +68,10 @@ class Runs:
     def kept(self, what: str, name: str, seed: int, rows: int, measure: Any) -> Any:
         """What ``measure()`` finds, once and for all."""
         from anabranch import __version__
-        from anabranch.core.names import card, make
+        from anabranch.core.names import make
         from anabranch.engine.cache import digest
         from anabranch.engine.profile import profile
+        from anabranch.settings import card
 
         delta = make("delta", name)
         facts = (card(delta), delta.at, delta.lr, seed, rows, self.sizes[rows], self.steps, self.test, str(self.data))
@@ -120,7 +121,8 @@ def trained(runs: Runs, name: str, suite: Any) -> Any:
 
 def costs(runs: Runs, name: str, suite: Any) -> dict[str, Any]:
     """Sizes, pace of training, overhead of a mixed batch."""
-    from anabranch.core.names import card, make
+    from anabranch.core.names import make
+    from anabranch.settings import card
 
     found, delta = trained(runs, name, suite), make("delta", name)
     common = sum(bank.tables["shared"].n for bank in found.banks)

@@ -5,8 +5,9 @@ import torch
 from laws.balance import point
 
 import anabranch
-from anabranch.core.names import find, make, settings_of
+from anabranch.core.names import find, make
 from anabranch.errors import InputError, WorkError
+from anabranch.settings import settings_of
 
 ROWS = torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
 
@@ -51,6 +52,10 @@ def test_a_list_is_a_tensor():
     torch.testing.assert_close(direction({"constant": {"weights": [0.5, 2]}}), torch.tensor([0.5, 2.0]) @ ROWS)
     with pytest.raises(InputError, match="balance constant"):
         direction({"constant": {"weights": [0.5, 2, 1]}})
+    for name, setting in (("constant", "weights"), ("upgrad", "pref_vector")):
+        for wrong in ("x", 3, ["a", 1], [[1, 2], [3]], {"a": 1}):
+            with pytest.raises(InputError, match=rf"balance {name}: {setting} is a list of numbers such as \[0.5, 0.5\], got "):
+                direction({name: {setting: wrong}})
 
 
 def test_an_extra_that_is_missing_says_what_to_install(monkeypatch):

@@ -92,7 +92,9 @@ def test_a_route_knows_its_runs():
     cuts = lambda route: [(run.start, run.stop, run.full) for run in route.runs]  # noqa: E731
     assert cuts(Route.to([1, 1, 0, 2, 2, 2])) == [(0, 2, True), (2, 3, False), (3, 6, True)]
     assert cuts(Route.to([[1, 2], [1, 2], [2, 0]])) == [(0, 2, True), (2, 3, False)]
-    assert cuts(Route.to([1, 1], who=torch.tensor([1, 2]))) == [(0, 1, True), (1, 2, True)]
+    two = Route.to([1, 1, 1], who=torch.tensor([1, 1, 2]))
+    assert [(run.start, run.stop, run.alone) for run in two.runs] == [(0, 3, False)]
+    assert [(run.start, run.stop, run.alone) for run in two.turns] == [(0, 2, True), (2, 3, True)]
     assert Route.to([5]).ends == (5, 5) and Route.to(torch.tensor([3, 3])).ids.shape == (2, 1)
 
 
@@ -102,7 +104,7 @@ def test_long_runs_stand_alone_and_short_ones_are_gathered_together():
     n = LONG_RUN
     assert parts == [(0, 3, False, False), (3, 3 + n, True, True), (3 + n, 5 + n, False, True), (5 + n, 5 + 2 * n, True, False)]
     many = Route.to([1, *[2] * n] * 3)  # so many parts that all rows are gathered instead
-    assert many.stretches(matrix=False) == [(0, 3 * n + 3, False, True)] and len(many.stretches(matrix=True)) == 6
+    assert many.stretches(matrix=False) == [(0, 3 * n + 3, False, True, False)] and len(many.stretches(matrix=True)) == 6
     assert all(p.same for p in Route.to(ids).stretches(matrix=True)) and len(Route.to(ids).stretches(matrix=True)) == 7
     assert [p.same for p in Route(torch.tensor(ids)[:, None]).stretches(matrix=True)] == [False]
 

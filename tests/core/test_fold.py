@@ -194,12 +194,25 @@ def test_a_difference_that_no_site_can_hold_is_said():
 
 def test_state_dicts_of_other_models_are_refused():
     f = backbone("bert")
-    with pytest.raises(InputError, match="differ in keys or shapes: embeddings"):
+    with pytest.raises(InputError, match=r"f lacks h\.0\..* and \d+ more; the state dict lacks embeddings.* and \d+ more"):
         difference(f, backbone("gpt2").state_dict())
-    state = dict(f.state_dict())
-    state["encoder.layer.0.output.dense.bias"] = torch.zeros(3)
-    with pytest.raises(InputError, match="encoder.layer.0.output.dense.bias"):
-        difference(f, state)
+    state, key = dict(f.state_dict()), "encoder.layer.0.output.dense.bias"
+    with pytest.raises(InputError, match="architecture: the state dict lacks encoder.layer.0.output.dense.bias$"):
+        difference(f, {n: t for n, t in state.items() if n != key})
+    with pytest.raises(InputError, match="architecture: f lacks extra, more$"):
+        difference(f, state | {"more": state[key], "extra": state[key]})
+    with pytest.raises(InputError, match=rf"{key} is \[{len(state[key])}\] in f and \[3\] in the state dict"):
+        difference(f, state | {key: torch.zeros(3)})
+
+
+def test_a_bank_of_another_backbone_is_not_merged():
+    f = backbone("bert")
+    wide = type(f)(type(f.config)(**f.config.to_dict() | {"hidden_size": 2 * f.config.hidden_size}))
+    for other, said in ((backbone("gpt2"), "BertModel has no module h.0.attn.c_attn"),
+                        (wide, "at encoder.layer.0.attention.self.query it goes from 64 to 64 numbers .*, BertModel from 32 to")):  # fmt: skip
+        for part in (bank(other, "lora"), 1), (bank(other, "dense"), 2):
+            with pytest.raises(InputError, match=f"the bank is of another backbone: {said}"):
+                merge(f, [(bank(f, "lora"), 1), part], mean)
 
 
 def test_a_factor_is_the_best_of_its_rank_and_says_what_it_loses():

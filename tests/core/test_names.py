@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import anabranch
-from anabranch.core.names import FAMILIES, card, check, defaults, every, find, make
+from anabranch.core.names import FAMILIES, every, find, make
 from anabranch.errors import InputError, WorkError, nearest
+from anabranch.settings import card, check, defaults
 from anabranch.types import Count, Fraction, NonNegative, Positive, Share, within, words
 
 TRIM = '''

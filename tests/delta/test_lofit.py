@@ -104,5 +104,7 @@ def test_other_layers_are_refused():
         InputError, match="width is f's hidden size / heads and divides the 32 inputs of encoder.layer.0.*, got 5"
     ):
         make("delta", {"lofit": {"width": 5}}).init(find(f, "attention.out")[0], torch.Generator())
-    with pytest.raises(InputError, match="lofit sits at linear layers, .* is none"):
+    with pytest.raises(
+        InputError, match="lofit sits at the layer that reads attention's heads, got .* .a norm.; use at: attention.out"
+    ):
         make("delta", "lofit").init(find(f, "norm")[0], torch.Generator())

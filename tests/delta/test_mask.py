@@ -71,7 +71,9 @@ def test_it_starts_as_sparse_as_it_is_told():
 
 def test_what_is_no_mask_is_refused():
     f = backbone("bert")
-    with pytest.raises(InputError, match="a mask sits at linear layers, embeddings.LayerNorm is none .kind norm."):
+    with pytest.raises(
+        InputError, match="a mask sits at linear layers, got embeddings.LayerNorm .a norm.; use at: attention.value"
+    ):
         bank(f, "mask", at="norm")
     with pytest.raises(InputError, match="start is above threshold, .* above 0.01, got 0.01"):
         bank(f, {"mask": {"threshold": 0.01}})

@@ -65,5 +65,5 @@ def test_what_it_cannot_start_from_is_refused():
         pissa.init(query, rng, {"W": torch.eye(32)})
     with pytest.raises(InputError, match=r'pissa starts from f .*: expected seen\["W"\], got \[\]'):
         make("delta", "pissa").init(query, rng, {})
-    with pytest.raises(InputError, match="sits at linear layers, embeddings.LayerNorm is none"):
+    with pytest.raises(InputError, match="pissa sits at linear layers, got embeddings.LayerNorm .a norm."):
         make("delta", "pissa").init(norm, rng, {"W": torch.ones(32)})

@@ -167,7 +167,7 @@ def test_names_that_end_alike_are_told_apart(tmp_path):
     [
         ("ia3", None, "Ia3"),
         ("prompt", None, "Prompt"),
-        ("lora", "norm", "Lora at embeddings.LayerNorm"),
+        ("lora", "block", "Lora at encoder.layer.0"),
         ("lora", "attention.query->attention.out", "->"),
     ],
 )

@@ -4,8 +4,9 @@ from laws._nasty import backbone, bank, batch, close, loaded, run
 
 from anabranch.core.adapt import Adapted
 from anabranch.core.fold import fold
-from anabranch.core.names import card, make
+from anabranch.core.names import make
 from anabranch.errors import InputError
+from anabranch.settings import card
 
 DOMAINS = {"science": ["physics", "biology"], "law": ["courts"]}
 TASKS = ["courts", "physics", "chat", "biology", "mail"]

@@ -21,7 +21,7 @@ from anabranch.errors import InputError
 DELTAS = every("delta")
 FITS = [(d, f) for d in DELTAS for f in MAKES if sits(make("delta", d), backbone(f))]
 ON_TEXT = [(d, f) for d, f in FITS if f in TEXT]
-SITED = [d for d in DELTAS if make("delta", d).door == "site"]
+SITED = [d for d in DELTAS if make("delta", d).door == "site" and d != "embedding_lowrank"]  # which sits before the blocks
 everywhere = pytest.mark.parametrize(("delta", "name"), FITS)
 on_text = pytest.mark.parametrize(("delta", "name"), ON_TEXT)
 each = pytest.mark.parametrize("delta", DELTAS)
@@ -176,6 +176,29 @@ def test_taken_and_added_again_it_is_the_same_bits(delta, served):
     f = f if served is not torch.bfloat16 else loaded(f, f.state_dict()).to(served)
     adapted = Adapted(f, [made])
     assert torch.equal(run(adapted, inputs, [4] * 5), run(adapted, inputs, [2] * 5))
+
+
+# ---- one token at a time
+
+
+@each
+def test_what_looks_at_one_token_at_a_time_says_so(delta):
+    """Then a gate that weighs by token has each slot computed on its own tokens alone."""
+    f = backbone("bert")
+    made = bank(f, delta)
+    if made.delta.door != "site" or not made.delta.tokenwise:
+        assert made.delta.door != "site" or delta == "embedding_lowrank"
+        return
+    inputs = batch("bert", length=8)
+    adapted, tree, common = Adapted(f, [made]), made.take(2), made.tables["shared"].split(made.tables["shared"].data[1])
+    adapted.seen = {}
+    run(adapted, inputs, [0] * 5)
+    for site in made.sites:
+        at, p = adapted.seen[site.key], tree[site.key] | common.get("", {})
+        for i in range(2):
+            whole = at._replace(x=at.x[i], y=at.y[i], mask=at.mask[i])
+            parts = [whole._replace(x=whole.x[j : j + 1], y=whole.y[j : j + 1], mask=whole.mask[j : j + 1]) for j in range(8)]
+            close(made.delta.apply(p, whole), torch.cat([made.delta.apply(p, part) for part in parts]))
 
 
 # ---- training

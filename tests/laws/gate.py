@@ -1,6 +1,7 @@
 """What every gate promises: slots that are off weigh nothing, one-hot is hard routing, a new slot moves no other key."""
 
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from anabranch.core.route import Route
 from anabranch.core.site import find
 
 D, L = 6, 5
+LORA = {"lora": {"rank": 2, "alpha": 2.0}}
 
 
 def rng(seed: int = 0) -> Generator:
@@ -26,11 +28,12 @@ def body() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(D, D), torch.nn.Tanh(), torch.nn.Linear(D, D))
 
 
-def bank_of(gate: Gate, slots: int, routes: int) -> Bank:
+def bank_of(gate: Gate, slots: int, routes: int, delta: Any = LORA, tasks: int = 1) -> Bank:
     f = body()
-    bank = Bank.make(make("delta", {"lora": {"rank": 2, "alpha": 2.0}}), gate, find(f, ["0", "2"]), rng(), routes=routes)
+    bank = Bank.make(make("delta", delta), gate, find(f, ["0", "2"]), rng(), routes=routes)
     bank.add([slot(bank, rng(i)) for i in range(slots)])
-    bank.add_gate(bank.gates(rng()))
+    for task in range(tasks):
+        bank.add_gate(bank.gates(rng(task)))
     return bank
 
 
@@ -173,6 +176,38 @@ def test_no_gradient_reaches_slot_0_or_comes_from_a_row_without_slots(name: str)
         leaf.grad = None
     y[1].square().sum().backward()
     assert not any(t.grad.any() for t in leaves.values())
+
+
+@pytest.mark.parametrize("name", [n for n in every("gate") if make("gate", n).top])
+@pytest.mark.parametrize("delta", ["dense", {"adapter": {"size": 3}}, LORA])
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_slot_by_slot_is_what_all_at_once_gives(name: str, delta: Any, tasks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers and gradients, with rows of one or of several tasks; and no slot that nobody takes is computed."""
+    if name == "arrow" and "adapter" in delta:
+        pytest.skip("reads its keys from changes of linear layers")
+    bank, x = bank_of(make("gate", {name: {"top": 2}}), 8, 8, delta, tasks), torch.randn(3, L, D, generator=rng(9))
+    ids, who = torch.arange(1, 9).expand(3, -1), torch.arange(3) % tasks + 1
+    found = []
+    for route in (Route.to(ids, who=who), Route(ids, None, who)):  # one that knows its runs, one that gathers
+        adapted, tables = Adapted(body(), [bank]), [t for t in ("own", "keys", "gate") if bank.tables[t].n]
+        leaves = adapted.sources[0] = {t: bank.tables[t].data.clone().requires_grad_() for t in tables}
+        y = adapted({"input": x}, route)
+        y.square().sum().backward()
+        found.append([y.detach(), *(leaf.grad for leaf in leaves.values())])
+    with torch.no_grad():  # where nothing learns, rows of several tasks are weighed together
+        found[0].append(Adapted(body(), [bank])({"input": x}, Route.to(ids, who=who)))
+        found[1].append(found[1][0])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    bank.tables["own"].data[1:5] = float("nan")  # where nobody takes these slots nobody sees it
+    kind = type(bank.gate)
+    last = lambda *given: kind.weigh(*given) * (torch.arange(8) > 3)  # noqa: E731
+    bank.gate = type("Last", (kind,), {"weigh": last})(top=2)
+    ran, apply = list[int](), type(bank.delta).apply
+    monkeypatch.setattr(type(bank.delta), "apply", lambda *given: ran.append(1) or apply(*given))
+    with torch.no_grad():
+        assert torch.isfinite(Adapted(body(), [bank])({"input": x}, Route.to(ids, who=who))).all()
+    assert len(ran) <= 2 * 4
 
 
 @pytest.mark.parametrize("name", every("gate"))

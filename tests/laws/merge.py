@@ -21,12 +21,13 @@ from torch.func import functional_call
 from anabranch.core import fold
 from anabranch.core.adapt import Adapted
 from anabranch.core.bank import Bank
-from anabranch.core.names import every, find, make, settings_of
+from anabranch.core.names import every, find, make
 from anabranch.core.site import Site
 from anabranch.core.site import find as sites_at
 from anabranch.engine import algebra
 from anabranch.errors import InputError
 from anabranch.merge._look import Look
+from anabranch.settings import settings_of
 from anabranch.types import edges
 
 WORDS_OF_PROMISE = {"entries", "identity", "linear", "order", "scale", "shape"}

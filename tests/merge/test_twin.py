@@ -3,6 +3,7 @@ import torch
 from merge._toy import bank, body, close, trees
 
 from anabranch.core.adapt import Adapted
+from anabranch.core.bank import Bank
 from anabranch.core.fold import changes
 from anabranch.core.names import make
 from anabranch.core.route import Route
@@ -34,6 +35,13 @@ def test_the_shared_expert_is_the_merge():
     close(made.tables["shared"].get(1)[""]["CW@0"], 0.3 * sum(tree["0"]["W"] for tree in TREES))
     with pytest.raises(InputError, match="at least 2 tasks"):
         make("merge", "twin")(bank(F, TREES[:1]), F)
+
+
+def test_a_rank_beyond_all_layers_is_the_full_one_and_new_slots_fit():
+    made = twin(rank=16)  # layers of rank 6 and 5
+    assert made.delta.rank == 6
+    fresh = Bank.make(made.delta, made.gate, made.sites, torch.Generator())
+    assert fresh.tables["own"].layout == made.tables["own"].layout
 
 
 def test_routed_weights_give_the_shared_expert_and_a_mixture_of_the_others():

@@ -231,5 +231,5 @@ class Adapted(nn.Module):
             on = None if part.full else route.ids[part.start : part.stop] > 0
             w = None if route.w is None else route.w[part.start : part.stop]
             rows = At(x, y, mask, at.W, at.b, at.module)
-            out.append(mix(bank.delta, bank.gate, own, shared, keys, mine, on, w, rows, part.same))
+            out.append(mix(bank.delta, bank.gate, own, shared, keys, mine, on, w, rows, part.same, part.alone))
         return out[0] if len(out) == 1 else torch.cat(out)

@@ -5,6 +5,7 @@ A delta is written for ONE row and ONE slot; the core maps it over rows and slot
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ class Delta(ABC):
 
     door: ClassVar[Literal["site", "sequence", "attention"]] = "site"
     at: ClassVar[str | Sequence[str]] = ("attention.query", "attention.value")  # where it sits unless told otherwise
+    tokenwise: ClassVar[bool] = True  # whether ``apply`` looks at one token at a time
     fixed: ClassVar[frozenset[str]] = frozenset()  # own tensors that are stored but never trained
     needs: ClassVar[frozenset[str]] = frozenset()  # what init reads of its site: {"mean", "cov", "W"}
     anchor: ClassVar[bool] = False  # whether refine also gets the gradient of the divergence from f's own answers
@@ -92,10 +94,11 @@ class Delta(ABC):
 
 
 def mix(delta: Delta, gate: Gate, own: Params, shared: Params, keys: Params, mine: Params, on: Tensor | None,
-        w: Tensor | None, at: At, same: bool = False) -> Tensor:  # fmt: skip
+        w: Tensor | None, at: At, same: bool = False, alone: bool = False) -> Tensor:  # fmt: skip
     """``sum_k w_k(x) Delta_k(x)`` of b rows -> [b, l, d_out] (tokens [b, m, d] for door sequence).
 
-    own, keys [b, k, ...] and the gate's mine [b, ...]; ``same``: all rows take the same slots, tensors come without b.
+    own, keys [b, k, ...] and the gate's mine [b, ...]; ``same``: all rows take the same slots, own and keys come without b,
+    and where they are ``alone``, of one task, so does mine.
     on [b, k] bool, None: every slot is on. w [b, k] multiplies the gate's weights. ``torch.where`` and never a product
     hides the slots that are off: NaN times zero would reach other rows.
     """
@@ -113,12 +116,15 @@ def mix(delta: Delta, gate: Gate, own: Params, shared: Params, keys: Params, min
         return found if every else torch.where(on, found, 0.0)
 
     every, on = on is None, at.mask.new_ones(1, size).expand(len(at.x), -1) if on is None else on
-    weight = vmap(weigh, (lead, lead, 0, 0, 0, 0))(keys, mine, at.x, at.y, at.mask, on)
+    weight = vmap(weigh, (lead, None if alone else 0, 0, 0, 0, 0))(keys, mine, at.x, at.y, at.mask, on)
     weight = weight if w is None else weight * (w if weight.ndim == 2 else w[:, None])
+    summed = gate.on == "outputs" and type(gate).combine is Gate.combine
     if same and gate.top and not torch.compiler.is_compiling():  # slots that no row takes are not computed
         computed = weight.flatten(0, -2).abs().amax(0) != 0
         if computed.any() and not computed.all():
             own, weight, on = {n: t[computed] for n, t in own.items()}, weight[..., computed], on[:, computed]
+        if summed and computed.any() and not delta.factors({n: t[0] for n, t in own.items()}):
+            return _apart(delta, own, shared, weight, at)
 
     def chosen(weight: Tensor, on: Tensor) -> Tensor:
         return on & (weight != 0) if gate.top else on.expand_as(weight)  # as weight
@@ -129,7 +135,7 @@ def mix(delta: Delta, gate: Gate, own: Params, shared: Params, keys: Params, min
             some = chosen(weight, on).view(-1, on.shape[-1]).any(0)
             blended = gate.blend(delta, {n: torch.where(_like(some, t), t, 0) for n, t in own.items()}, weight)
             return torch.where(some.any(), delta.apply(blended | shared, row).flatten(0, -2), 0.0)
-        if type(gate).combine is Gate.combine and delta.factors({n: t[0] for n, t in own.items()}):  # one wide product for all
+        if summed and delta.factors({n: t[0] for n, t in own.items()}):  # one wide product for all
             a, b = vmap(delta.factors)(own)  # type: ignore[misc]
             bad = ~(a.sum((1, 2), dtype=torch.float32) + b.sum((1, 2), dtype=torch.float32)).isfinite()
             if not same or torch.compiler.is_compiling() or bad.any():
@@ -141,6 +147,22 @@ def mix(delta: Delta, gate: Gate, own: Params, shared: Params, keys: Params, min
         return gate.combine(weight, torch.where(on.mT[..., None] if on.ndim == 2 else _like(on, out), out, 0.0))
 
     return vmap(one, (lead, 0, 0, 0, 0, 0))(own, weight, on, at.x, at.y, at.mask)
+
+
+def _apart(delta: Delta, own: Params, shared: Params, weight: Tensor, at: At) -> Tensor:
+    """The sum of mix, slot by slot: each over the rows that take it, or the tokens where weights [b, l, k] are theirs."""
+    tokens = weight.ndim == 3 and delta.tokenwise
+    x, y, mask, weight = (t.flatten(0, 1)[:, None] if tokens else t for t in (at.x, at.y, at.mask, weight))
+    apply, total = lambda p, x, y, mask: delta.apply(p, at._replace(x=x, y=y, mask=mask)).flatten(0, -2), weight
+    for i in range(weight.shape[-1]):
+        w = weight[..., i].view(len(x), -1, 1)
+        rows = (w != 0).any(1).nonzero()[:, 0]
+        some = torch.nn.functional.pad(rows, (0, -len(rows) % 8 * tokens))  # of an odd number bits would depend on who else asks
+        dy = vmap(partial(apply, {n: t[i] for n, t in own.items()} | shared))(x[some], y[some], mask[some])[: len(rows)]
+        w = w[rows].to(dy.dtype)
+        total = total if i else dy.new_zeros(len(x), *dy.shape[1:])
+        total.index_add_(0, rows, torch.where(w != 0, w * dy, 0.0))
+    return total.view(len(at.x), -1, total.shape[-1])
 
 
 def _like(on: Tensor, t: Tensor) -> Tensor:

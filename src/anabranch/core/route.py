@@ -17,12 +17,13 @@ FEW = 4  # parts of a batch, some with rows of many slots, up to which they beat
 
 
 class Stretch(NamedTuple):
-    """Rows start:stop; ``same``: all take the same slots; ``full``: none of their slots is 0."""
+    """Rows start:stop; ``same``: all take the same slots; ``full``: none of these is 0; ``alone``: all are of one task, too."""
 
     start: int
     stop: int
     same: bool
     full: bool
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Route:
     w: Tensor | None = None
     who: Tensor | None = None
     runs: tuple[Stretch, ...] = ()  # the rows, cut where their slots change; known before the forward pass
+    turns: tuple[Stretch, ...] = ()  # the same, cut where the task changes, too
     ends: tuple[int, int] = (0, 0)  # the lowest and the highest slot
 
     @classmethod
@@ -40,26 +42,32 @@ class Route:
         """From ids [b] or [b, k]."""
         ids = torch.as_tensor(ids)
         ids = ids[:, None] if ids.ndim == 1 else ids
-        rows = torch.cat([ids, *([who[:, None]] if who is not None else [])], 1).tolist()
-        cuts = [i for i in range(len(rows)) if i == 0 or rows[i] != rows[i - 1]]
-        k = ids.shape[1]
-        runs = [Stretch(a, b, True, all(rows[a][:k])) for a, b in zip(cuts, [*cuts[1:], len(rows)], strict=True)]
-        slots = [slot for row in rows for slot in row[:k]] or [0]
-        return cls(ids, w, who, tuple(runs), (min(slots), max(slots)))
+        slots, tasks = ids.tolist(), [] if who is None else who.tolist()
+        every = [slot for row in slots for slot in row] or [0]
+        runs = _cut(slots, tasks, False)
+        return cls(ids, w, who, runs, _cut(slots, tasks, True) if tasks else runs, (min(every), max(every)))
 
     def stretches(self, matrix: bool, learns: bool = False) -> list[Stretch]:
         """Long runs on their own and the short ones between them together; all rows at once where that makes many parts.
 
-        ``matrix``: every run on its own. ``learns``: never all rows, so that a run's part depends on the run alone.
+        ``matrix``: every run on its own. ``learns``: never all rows, nor several tasks, so that a run's part depends on it alone.
         """
         if torch.compiler.is_compiling() or not self.runs:
             return [Stretch(0, len(self.ids), False, False)]
         out: list[Stretch] = []
-        for long, group in groupby(self.runs, lambda run: matrix or run.stop - run.start >= LONG_RUN):
+        for long, group in groupby(self.turns if learns else self.runs, lambda run: matrix or run.stop - run.start >= LONG_RUN):
             some = list(group)
             out += some if long else [Stretch(some[0].start, some[-1].stop, False, all(run.full for run in some))]
         few = learns or len(out) <= FEW or all(part.same for part in out)
         return out if few else [Stretch(0, len(self.ids), False, all(run.full for run in self.runs))]
+
+
+def _cut(slots: list[list[int]], tasks: list[int], apart: bool) -> tuple[Stretch, ...]:
+    """Runs of rows with the same slots, and of the same task where they are to be ``apart``."""
+    rows = [(row, tasks[i] if tasks and apart else 0) for i, row in enumerate(slots)]
+    cuts = [i for i in range(len(rows)) if i == 0 or rows[i] != rows[i - 1]]
+    ends = [*cuts[1:], len(rows)]
+    return tuple(Stretch(a, b, True, all(slots[a]), len({*tasks[a:b]}) < 2) for a, b in zip(cuts, ends, strict=True))
 
 
 class Opened:
@@ -97,7 +105,8 @@ class Opened:
             if name != "keys":
                 for site, p in self._take(name, route.ids[cut]).items():
                     own.setdefault(site, {}).update(p)
-        gate = self._take("gate", route.who[cut]) if route.who is not None else {}
+        mine = cut if part.alone else slice(part.start, part.stop)
+        gate = self._take("gate", route.who[mine]) if route.who is not None else {}
         return own, self._take("keys", route.ids[cut]), gate, self._take("shared", None)
 
     def _take(self, name: str, ids: Tensor | None) -> Tree:

@@ -118,9 +118,9 @@ def find(f: nn.Module, at: str | Iterable[str]) -> list[Site]:
     else:
         role = pattern if pattern in (*ROLES, *WHOLE) else ""
         sites = [site(f, n, role, prefix, len(stack)) for n in matching(names, pattern, prefix)]
-    if cut:
-        keep = set(range(len(stack))[_slice(cut, at)])
-        sites = [s for s in sites if s.depth in keep]
+    if cut and sites and not (sites := [s for s in sites if s.depth in range(len(stack))[_slice(cut, at)]]):
+        some = f"it has {len(stack)} blocks, counted from 0; use at: {pattern}[-1:] for the last one, {pattern} for all"
+        raise InputError(f"no site of {type(f).__name__} matches {at!r}: {some}")
     if not sites:
         roles = [r for r in (*ROLES, *WHOLE) if matching(names, r, prefix)]
         hint = nearest(pattern, roles if pattern in ROLES else [*roles, *names])

@@ -8,13 +8,12 @@ from torch import Generator, Tensor
 
 from anabranch.core.delta import Params
 from anabranch.core.site import Site
-from anabranch.errors import InputError
+from anabranch.delta._site import sits
 
 
 def shapes(site: Site, method: str) -> dict[str, tuple[int, ...]]:
     """Of the weight W and, where f has one, the bias b, as :meth:`Site.weight` gives them."""
-    if site.kind == "module" or site.read:
-        raise InputError(f"{method} changes weights, and {site.key} has none of its own; use at: attention.value")
+    sits(site, method, "linear", "norm", "table")
     W = {"norm": (site.d_out,), "embedding": (site.d_in, site.d_out)}.get(site.kind, (site.d_out, site.d_in))
     return {"W": W} | ({"b": (site.d_out,)} if site.biased else {})
 

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from anabranch.core.delta import At, Delta, Params
 from anabranch.core.site import Site
+from anabranch.delta._site import ANYWHERE, sits
 from anabranch.types import Count
 
 
@@ -23,6 +24,7 @@ class Adapter(Delta):
     at: ClassVar = ("attention.out", "mlp.out")
 
     def init(self, site: Site, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
+        sits(site, "an adapter", *ANYWHERE)
         down = torch.randn(site.d_out, self.size, generator=rng) / site.d_out**0.5
         return {"down": down, "up": torch.zeros(self.size, site.d_out)}
 

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from anabranch.core.delta import At, Delta, Params
 from anabranch.core.site import Site
+from anabranch.delta._site import ANYWHERE, fits, sits
 from anabranch.types import Count
 
 rows = ("covalign-mtl",)
@@ -26,8 +27,10 @@ class Alignment(Delta):
     at: ClassVar = "embedding"
 
     def init(self, site: Site, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
+        sits(site, "an alignment", *ANYWHERE)
         if self.rank is None:
             return {"r": torch.zeros(site.d_out, site.d_out)}
+        fits(self.rank, site.d_out, site)
         return {"a": torch.randn(site.d_out, self.rank, generator=rng) / site.d_out**0.5, "b": torch.zeros(self.rank, site.d_out)}
 
     def apply(self, p: Params, at: At) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from anabranch.core.delta import At, Delta, Params
 from anabranch.core.site import Site
 from anabranch.delta._common import here, named, shapes
+from anabranch.delta._site import fits
 from anabranch.types import Count
 
 NAME = "common_low_rank"
@@ -34,6 +35,10 @@ class CommonLowRank(Delta):
         return named(site, (factors or {"W": torch.zeros(rows)}) | ({"b": torch.zeros(site.d_out)} if site.biased else {}))
 
     def shared(self, sites: Sequence[Site], rng: Generator) -> Params:
+        most = {s: min(shape) for s in sites if len(shape := shapes(s, NAME)["W"]) == 2}
+        if most:  # a smaller site keeps all of its own
+            largest = max(most, key=lambda s: most[s])
+            fits(self.rank, most[largest], largest)
         every = {s.key: named(s, {f"C{n}": torch.zeros(shape) for n, shape in shapes(s, NAME).items()}) for s in sites}
         return {n: t for p in every.values() for n, t in p.items()}
 

@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 
 from anabranch.core.delta import At, Delta, Params
 from anabranch.core.site import Site
+from anabranch.delta._site import ANYWHERE, fits, sits
 from anabranch.errors import InputError
 from anabranch.types import Count
 
@@ -41,9 +42,11 @@ class Compacter(Delta):
     lr: ClassVar[float] = 5e-3
 
     def init(self, site: Site, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
+        sits(site, "compacter", *ANYWHERE)
         n, m, d = self.n, self.size // self.n, site.d_out // self.n
         if self.size % n or site.d_out % n:
             raise InputError(f"n divides size ({self.size}) and the {site.d_out} outputs of {site.key}, got {n}")
+        fits(self.rank, min(d, m), site)
         s, t, u = (torch.randn(n, k, r, generator=rng) for k, r in ((d, self.rank), (self.rank, m), (m, self.rank)))
         return {
             "down_s": s / site.d_out**0.5, "down_t": t / self.rank**0.5, "down_bias": torch.zeros(self.size),

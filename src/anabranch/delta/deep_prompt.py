@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from anabranch.core.delta import At, Delta, Params
 from anabranch.core.site import Site
+from anabranch.delta._site import sits
 from anabranch.types import Count
 
 
@@ -27,6 +28,7 @@ class DeepPrompt(Delta):
     lr: ClassVar[float] = 1e-2
 
     def init(self, site: Site, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
+        sits(site, "deep_prompt", "block", use="block")
         return {"tokens": 0.3 * torch.randn(self.tokens, site.d_out, generator=rng)}
 
     def apply(self, p: Params, at: At) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from anabranch.core.delta import Delta, Params
 from anabranch.core.site import Site
+from anabranch.delta._common import shapes
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,7 @@ class Dense(Delta):
     lr: ClassVar[float] = 1e-4
 
     def init(self, site: Site, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
-        shape = {"norm": (site.d_out,), "embedding": (site.d_in, site.d_out)}.get(site.kind, (site.d_out, site.d_in))
-        return {"W": torch.zeros(shape)} | ({"b": torch.zeros(site.d_out)} if self.bias and site.biased else {})
+        return {n: torch.zeros(shape) for n, shape in shapes(site, "dense").items() if n == "W" or self.bias}
 
     def weight(self, p: Params, W: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         return p["W"], p.get("b")

@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from anabranch.core.delta import At, Delta, Params
 from anabranch.core.site import Site
-from anabranch.delta._site import fits
+from anabranch.delta._site import fits, sits
 from anabranch.types import Count
 
 rows = ("dept",)
@@ -31,9 +31,11 @@ class EmbeddingLowrank(Delta):
     length: Count = 128
     rank: Count = 8
     at: ClassVar = "embedding"
+    tokenwise: ClassVar[bool] = False
     lr: ClassVar[float] = 2e-3
 
     def init(self, site: Site, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
+        sits(site, "embedding_lowrank", "table", "embedding", "front", use="embedding")
         fits(self.rank, min(self.length, site.d_out), site)
         a = (2 * torch.rand(self.length, self.rank, generator=rng) - 1) / self.rank**0.5
         return {"a": a, "b": torch.zeros(self.rank, site.d_out)}

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from anabranch.core.delta import At, Delta, Params
 from anabranch.core.site import Site
+from anabranch.delta._site import sits
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Ia3(Delta):
 
     def init(self, site: Site, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
         inner = site.role == "mlp.out"
+        sits(site, "ia3", "linear", *(() if inner else ("region", "whole")))
         return {"inner": torch.zeros(site.d_in)} if inner else {"outer": torch.zeros(site.d_out)}
 
     def apply(self, p: Params, at: At) -> Tensor:
@@ -33,7 +35,8 @@ class Ia3(Delta):
         return (at.x * p["inner"]) @ at.W.mT
 
     def weight(self, p: Params, W: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        assert W is not None
+        if W is None:
+            return super().weight(p, W, b)
         if "inner" in p:
             return W * p["inner"], None
         return W * p["outer"][:, None], None if b is None else b * p["outer"]

@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 
 from anabranch.core.delta import At, Delta, Params
 from anabranch.core.site import Site
+from anabranch.delta._site import sits
 from anabranch.errors import InputError
 from anabranch.types import Count
 
@@ -49,6 +50,7 @@ class Iapt(Delta):
     lr: ClassVar[float] = 5e-3
 
     def init(self, site: Site, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
+        sits(site, "iapt", "block", use="block")
         learned = {"p": torch.tensor(P), "q": torch.tensor(Q)} if self.activation == "rational" else {}
         return {"pool": torch.randn(self.size, self.tokens, generator=rng) / self.size**0.5} | learned
 

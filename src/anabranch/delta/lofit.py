@@ -5,7 +5,8 @@
     dW = W * A (columns),  db = W v:  at the end a change of the projection's bias
 
 ``heads``: share of all heads that is kept. ``select``: share of the steps that learn A; 0: the heads are drawn at
-random and stay. ``l1``: weight of the penalty. ``width``: numbers in a head (f's hidden size / heads).
+random and stay. ``l1``: weight of the penalty. ``width``: numbers in a head (f's hidden size / heads); where a plan leaves
+it out it is read from f.
 A slot that was never trained has offsets, zero at the start, at heads drawn in each site.
 """
 
@@ -19,7 +20,7 @@ from torch import Generator, Tensor
 from anabranch.core.delta import At, Delta, Params, Tree
 from anabranch.core.score import kept
 from anabranch.core.site import Site
-from anabranch.delta._site import linear
+from anabranch.delta._site import sits
 from anabranch.errors import InputError
 from anabranch.types import Count, Fraction, NonNegative, Share
 
@@ -39,7 +40,7 @@ class Lofit(Delta):
     settles: ClassVar[float] = 0.5
 
     def init(self, site: Site, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
-        linear(site, "lofit")
+        sits(site, "lofit", "heads", use="attention.out")
         if site.d_in % self.width:
             raise InputError(
                 f"width is f's hidden size / heads and divides the {site.d_in} inputs of {site.key}, got {self.width}"

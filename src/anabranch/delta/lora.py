@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from anabranch.core.delta import At, Delta, Params
 from anabranch.core.site import Site
-from anabranch.errors import InputError
+from anabranch.delta._site import fits, sits
 from anabranch.types import Count, Positive
 
 
@@ -25,8 +25,8 @@ class Lora(Delta):
     lr: ClassVar[float] = 5e-3
 
     def init(self, site: Site, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
-        if self.rank > min(site.d_in, site.d_out):
-            raise InputError(f"rank is at most {min(site.d_in, site.d_out)} at {site.key}, got {self.rank}")
+        sits(site, type(self).__module__.rpartition(".")[2], "linear", "region", "whole")
+        fits(self.rank, min(site.d_in, site.d_out), site)
         a = torch.randn(site.d_in, self.rank, generator=rng) / site.d_in**0.5
         return {"a": a, "b": torch.zeros(self.rank, site.d_out)}
 

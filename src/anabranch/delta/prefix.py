@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 
 from anabranch.core.delta import At, Delta, Params
 from anabranch.core.site import Site
+from anabranch.delta._site import sits
 from anabranch.types import Count
 
 rows = ("unified-peft-mam",)
@@ -31,6 +32,7 @@ class Prefix(Delta):
     lr: ClassVar[float] = 1e-2
 
     def init(self, site: Site, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
+        sits(site, "a prefix", "attention", use="attention")
         return {n: 0.3 * torch.randn(self.tokens, site.d_out, generator=rng) for n in ("keys", "values")}
 
     def apply(self, p: Params, at: At) -> Tensor:

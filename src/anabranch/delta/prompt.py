@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from anabranch.core.delta import At, Delta, Params
 from anabranch.core.site import Site
+from anabranch.delta._site import sits
 from anabranch.types import Count
 
 
@@ -26,6 +27,7 @@ class Prompt(Delta):
     lr: ClassVar[float] = 1e-2
 
     def init(self, site: Site, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
+        sits(site, "a prompt", "embedding", use="embedding")
         return {"tokens": 0.05 * torch.randn(self.tokens, site.d_out, generator=rng)}
 
     def apply(self, p: Params, at: At) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from anabranch.core.delta import At, Delta, Params
 from anabranch.core.site import Site
+from anabranch.delta._site import sits
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Ssf(Delta):
     lr: ClassVar[float] = 5e-3
 
     def init(self, site: Site, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
+        sits(site, "ssf", "linear", "norm", "region", "whole")
         return {"s": torch.zeros(site.d_out), "d": torch.zeros(site.d_out)}
 
     def apply(self, p: Params, at: At) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Generator, Tensor
 
 from anabranch.core.delta import At, Delta, Params
 from anabranch.core.site import Site
+from anabranch.delta._site import ANYWHERE, fits, sits
 from anabranch.types import Count, Positive
 
 rows = ("unified-peft-mam",)
@@ -40,7 +41,11 @@ class Unified(Delta):
     at: ClassVar = "mlp.in->mlp.out"
 
     def init(self, site: Site, rng: Generator, seen: Mapping[str, Tensor] | None = None) -> Params:
-        d = site.d_in if self.insertion == "parallel" else site.d_out
+        parallel = self.insertion == "parallel"
+        sits(site, f"unified ({self.insertion})", *(("linear", "region", "whole") if parallel else ANYWHERE))
+        d = site.d_in if parallel else site.d_out
+        if self.form == "linear":
+            fits(self.size, min(d, site.d_out), site, "size")
         gate = {"gate": torch.zeros(1)} if self.composition == "gated" else {}
         down = torch.randn(d, self.size, generator=rng) / d**0.5
         return {"down": down, "up": torch.zeros(self.size, site.d_out), **gate}

@@ -27,7 +27,7 @@ from anabranch.engine.merging import After, Merged, merged
 from anabranch.engine.passes import Routes, Slot, seeded
 from anabranch.engine.profile import profile
 from anabranch.engine.recipe import jointly, unpacked
-from anabranch.engine.seen import seen
+from anabranch.engine.seen import delta_for, seen
 from anabranch.engine.share import over
 from anabranch.engine.stages import stages
 from anabranch.engine.train import Trainer
@@ -172,7 +172,7 @@ class Suite:
         for i, entry in enumerate(delta if isinstance(delta, list) else [delta]):
             entry = {entry: {}} if isinstance(entry, str) else dict(entry) if isinstance(entry, Mapping) else entry
             at, rate = (entry.pop(k, None) for k in ("at", "lr")) if isinstance(entry, dict) else (None, None)
-            made = make("delta", entry)
+            made = delta_for(self.f, entry)
             sites = self.sites(at or made.at)
             banks.append(Bank.make(made, make("gate", gate), sites, seeded(self.lab.seed, "bank", i), None, 0, routes))
             rates.append(rate or lr or made.lr)

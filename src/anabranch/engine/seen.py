@@ -1,17 +1,38 @@
-"""What a delta's or gate's ``init`` may ask about its site: statistics of the inputs of a task, and f's weight there."""
+"""What a delta or gate may ask about f: statistics of a task's inputs at a site, f's weight there, the size of its heads."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anabranch.core.adapt import Adapted
 from anabranch.core.bank import Bank
 from anabranch.core.delta import Params
+from anabranch.core.names import make
+from anabranch.core.site import width
+from anabranch.delta.lofit import Lofit
 from anabranch.engine.features import Features
 from anabranch.engine.job import Job
+from anabranch.errors import InputError
 
 SAMPLE = 256  # texts of a task from which its statistics are taken
+
+
+def delta_for(f: nn.Module, spec: Any) -> Any:
+    """The delta of a plan's entry; heads are as wide as those of f. InputError where the entry says another width."""
+    delta = make("delta", spec)
+    config = getattr(f, "config", None)
+    heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(delta, Lofit) or not heads:
+        return delta
+    size = getattr(config, "head_dim", None) or width(f) // heads
+    told = "width" in (next(iter(spec.values())) or {}) if isinstance(spec, Mapping) else delta is spec
+    if told and delta.width != size:
+        wrong = f"lofit: width is that of a head, {size} in {type(f).__name__} of {heads} heads, got {delta.width}"
+        raise InputError(f"{wrong}; leave it out or use width: {size}")
+    return replace(delta, width=size)
 
 
 @torch.no_grad()

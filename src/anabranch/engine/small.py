@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from anabranch.core.names import check
 from anabranch.engine import _context, _images, _lm, _loop
 from anabranch.engine._context import TASKS, Task
 from anabranch.engine._images import Split, digits, divided, shapes
 from anabranch.engine._lm import Texts, texts
 from anabranch.engine.cache import checksum, digest, read_json, read_tensors, write_json, write_tensors
 from anabranch.errors import InputError, WorkError, nearest
+from anabranch.settings import check
 from anabranch.types import Count, Share
 from anabranch.world.docstrings import docstrings
 

@@ -7,8 +7,6 @@ it runs D_s + v_t, which is D_t where r is full. w = softmax(R(z)) of inputs who
 ``twin_router``, which reads the features under D_s alone. ``merge``: the shared expert, ``scale``: of task arithmetic.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -17,13 +15,13 @@ from anabranch.core.delta import Params
 from anabranch.delta._common import named
 from anabranch.delta.common_low_rank import CommonLowRank
 from anabranch.merge._trees import bank_of, combined, several, trees_of
-from anabranch.types import Count, Positive
+from anabranch.types import Count, Merge, Positive
 
 rows = ("twin-merging",)
 takes = (2, None)
 
 
-def twin(bank: Bank, f: nn.Module, *, rank: Count = 16, merge: Any = "task_arithmetic", scale: Positive = 0.3) -> Bank:
+def twin(bank: Bank, f: nn.Module, *, rank: Count = 16, merge: Merge = "task_arithmetic", scale: Positive = 0.3) -> Bank:
     """t slots -> t slots of delta common_low_rank."""
     several(len(bank), "twin")
     trees = trees_of(f, bank)
@@ -33,7 +31,8 @@ def twin(bank: Bank, f: nn.Module, *, rank: Count = 16, merge: Any = "task_arith
     for tree in trees:
         rest = {s: {n: t - shared[s][n] for n, t in p.items()} for s, p in tree.items()}
         slots.append({s.key: named(s, _exclusive(rest[s.key], rank)) for s in bank.sites})
-    return bank_of(CommonLowRank(rank=rank), bank.sites, slots, common)
+    most = max((min(p["W"].shape) for p in trees[0].values() if p["W"].ndim == 2), default=rank)
+    return bank_of(CommonLowRank(rank=min(rank, most)), bank.sites, slots, common)
 
 
 def _exclusive(p: Params, rank: int) -> Params:

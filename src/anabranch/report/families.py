@@ -9,7 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from anabranch.core.names import FAMILIES, every, find, settings_of
+from anabranch.core.names import FAMILIES, every, find
+from anabranch.settings import settings_of
 from anabranch.types import words
 
 ROOT = Path(__file__).parents[3]  # of the repository

@@ -28,8 +28,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from anabranch.core.names import check
 from anabranch.errors import InputError, WorkError
+from anabranch.settings import check
 from anabranch.types import Count
 from anabranch.world import _mask, _prose, _scan, _split, _suite
 from anabranch.world._prose import plain
