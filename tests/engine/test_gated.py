@@ -1,16 +1,19 @@
 """Every gate, delta and balancer of the folders by its keyword in a plan: fitted, bundled, loaded, and the same answers."""
 
 import pytest
+import torch
 from engine import _tiny as tiny
 from torch import Generator
 
 import anabranch.engine.result as result
+import anabranch.engine.share as share
 from anabranch.core.bank import Bank
 from anabranch.core.names import every, find, make
 from anabranch.core.site import find as find_sites
 from anabranch.engine.backbone import load as load_backbone
 from anabranch.engine.cache import read_json
 from anabranch.engine.model import load
+from anabranch.engine.seen import seen
 from anabranch.engine.share import fitting
 from anabranch.errors import InputError
 
@@ -76,6 +79,34 @@ def test_a_delta_by_its_keyword(tmp_path, monkeypatch, delta):
     found, model = fitted(tmp_path, monkeypatch, "delta", delta={delta: small}, stages=None)
     for name, value in measured(model).items():
         assert value == pytest.approx(found["tasks"][name]["delta"], abs=1e-6), name
+
+
+@pytest.mark.parametrize("delta", ["pissa", "corda"])
+@pytest.mark.parametrize("gate", ["by_task", {"poly": {"slots": 2}}])
+def test_a_shared_slot_starts_as_its_delta_says(tmp_path, monkeypatch, delta, gate):
+    """From f's own weights, and from what all tasks that train it feed these, not from chance."""
+    starts, made = [], share.start
+
+    def start(trainer, slots, jobs):
+        starts.append((trainer, jobs))
+        return made(trainer, slots, jobs)
+
+    monkeypatch.setattr(share, "start", start)
+    at = ["attention.query[-1:]", "mlp.out[-1:]"]
+    _, model = fitted(tmp_path, monkeypatch, "shared", gate=gate, delta={delta: {"rank": 4}, "at": at})
+    trainer, jobs = starts[-1]
+    assert [job.name for job in jobs] == [*NAMES]
+    bank, each = model.banks[-1], [seen(trainer.features, trainer.banks[0], job) for job in jobs]
+    for site in bank.sites:
+        W = site.weight(model.backbone.f)[0].detach()
+        known = {n: torch.stack([found[site.key][n] for found in each]).mean(0) for n in bank.delta.needs}
+        want = bank.delta.init(site, Generator(), known)
+        for slot in range(1, 1 + len(bank)):
+            got = bank.take(slot)[site.key]
+            torch.testing.assert_close(got["a0"] @ got["b0"], want["a0"] @ want["b0"], rtol=0.05, atol=0.02)
+        if delta == "pissa":
+            u, s, vh = torch.linalg.svd(W)
+            torch.testing.assert_close((got["a0"] @ got["b0"]).mT, u[:, :4] * s[:4] @ vh[:4], rtol=0.05, atol=0.02)
 
 
 @pytest.mark.parametrize("balance", ["equal", "dwa", "famo", "db_mtl", "uncertainty", "sam_gs", "gcond", "samo", "flat_mtl",

@@ -1,6 +1,8 @@
 """Libraries: what is in them, which experts are alike, and rows that come without a task."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from anabranch.core.fold import fold
 from anabranch.core.names import every, make
 from anabranch.core.route import Route
 from anabranch.core.site import find
-from anabranch.engine import exchange, store
+from anabranch.engine import change, exchange, result, store
 from anabranch.engine.backbone import backbone_of
 from anabranch.engine.experts import together
 from anabranch.engine.library import Library
@@ -104,10 +106,6 @@ def test_skills_that_tasks_trained_together_are_experts_without_a_task(out, back
     assert library.names[3:] == ["library skill 1", "library skill 2"] and library.experts[3].parts == ((skills, 1),)
     skills.gate = make("gate", "arrow")  # a gate over copies of the tasks' own slots adds no expert
     assert Library([model]).names == ["classify", "multilabel", "pair"]
-    model.bundle["shared"]["of"] = ["pair", "gone"]  # unless the bundle says whose they are: they have keys
-    library = Library([model])
-    assert library.names == ["pair", "gone"] and library.experts[0].parts == ((skills, 1),)
-    assert [*library.experts[0].tasks] == ["pair"] and not library.experts[1].tasks
 
 
 def test_equal_names_are_told_apart_by_their_source(out, tmp_path):
@@ -135,8 +133,25 @@ def test_sources_without_a_delta_are_an_empty_library(out, tmp_path):
         _, head, post, *_ = store.parts_of(folder, record["file"])
         record |= store.save_task(folder, record | {"rung": "probe"}, {}, head, post)
     store.save(folder, bundle)
-    with pytest.raises(InputError, match="an empty library: .* got 1 sources whose tasks all answer from the probe"):
+    with pytest.raises(InputError, match="an empty library: .* got probes, whose tasks all answer from the probe$"):
         Library([tmp_path / "probes"])
+
+
+def test_a_bank_without_slots(backbone):
+    with pytest.raises(InputError, match="an empty library: .* got bank 1, a bank without slots$"):
+        Library([bank(backbone.f, slots=0)], backbone=backbone)
+
+
+@pytest.mark.parametrize("sources", [[None], [3], {"a": None}])
+def test_what_is_no_source(sources):
+    with pytest.raises(InputError, match=r"source 1 of a library: expected a run, .* got (None|3); pass its folder"):
+        Library(sources)
+
+
+@pytest.mark.parametrize("sources", [None, 3])
+def test_what_is_no_list_of_sources(sources):
+    with pytest.raises(InputError, match=r"a list of sources, each a run, .* got (None|3): pass \['runs/a'\]"):
+        Library(sources)
 
 
 def test_an_expert_of_another_backbone(out, tmp_path):
@@ -246,9 +261,9 @@ def test_clusters_are_the_families(backbone, k):
     assert gate.groups(library.names) == [*found.values()]
 
 
-@pytest.mark.parametrize("k", [0, 10, -1])
+@pytest.mark.parametrize("k", [0, 10, -1, "a", 1.5, None])
 def test_more_clusters_than_experts(backbone, k):
-    with pytest.raises(InputError, match=f"a library of 9 experts has 1 to 9 clusters, got {k}"):
+    with pytest.raises(InputError, match=f"a library of 9 experts has 1 to 9 clusters, got {k!r}: pass a whole number"):
         Library({"e": families(backbone.f)}, backbone=backbone).clusters(k)
 
 
@@ -276,6 +291,17 @@ def test_rows_without_a_task_are_answered(out, gate):
     assert routed.ask([]) == [] and routed.features([]).shape == (0, 32)
     with pytest.raises(InputError, match="row 1: no expert's task can do with tokens"):
         routed.ask([{"tokens": ["a"]}])
+    for rows, words in (
+        ([3], "row 1: expected a text or {'text': ...}, got 3"),
+        (["a", None], "row 2: expected a text .* got None"),
+        ([{"text": 3}], "row 1: text is a string .* got 3"),
+        ([{"tokens": [1]}], r"row 1: .* tokens a list of strings, got \[1\]"),
+        ("w1", r"rows is a list .* put a single one in \[ \]"),
+        (3, "rows is a list .* got 3"),
+    ):
+        for asked in (routed.ask, routed.shares):
+            with pytest.raises(InputError, match=words):
+                asked(rows)
 
 
 def test_the_head_is_that_of_the_largest_share(out):
@@ -375,3 +401,180 @@ def test_more_experts_a_row_than_there_are(backbone):
     with pytest.raises(InputError, match="gate arrow keeps 3 of a row's experts, the library has 2: lower top"):
         library.route({"arrow": {"top": 3}})
     assert library.route("arrow").shares(TEXTS).shape == (4, 2)  # nobody asked for four
+
+
+# ---- of fitted runs
+
+NAMES = ("classify", "pair", "regress")
+
+
+def fitted(place, rungs, steps=4, **more):
+    """A run whose tasks answer from ``rungs``, one for all or {task: rung}; and its results."""
+    at = rungs if isinstance(rungs, dict) else dict.fromkeys(NAMES, rungs)
+    data = tiny.home() / "data"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(result, "choose", lambda job, found, seed: next(r for r in found if r.name == at[job.name]))
+        plan = tiny.plan(tiny.home() / "bert", data, at, delta={"lora": {"rank": 2}, "at": SITES, "lr": 3e-3}) | more
+        return place, tiny.fit(plan, place, steps=steps)
+
+
+PHATGOOSE = {"phatgoose": {"top": 2}}
+EVERYWHERE = [dict.fromkeys(NAMES, "shared"), dict.fromkeys(NAMES, "delta"), dict.fromkeys(NAMES, "probe"),
+              {"classify": "delta", "pair": "shared", "regress": "probe"}]  # fmt: skip
+
+
+def keys(library):
+    return {e.name: e.parts[0][0].tables["keys"].data[e.parts[0][1]].float() for e in library}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """With learned keys, by what the tasks answer from."""
+    place = tmp_path_factory.mktemp("runs")
+    return [fitted(place / f"run{i}", rungs, 16, gate=PHATGOOSE) for i, rungs in enumerate(EVERYWHERE)]
+
+
+@pytest.mark.parametrize("i", range(4))
+def test_a_run_fitted_with_learned_keys_is_a_library_whatever_its_tasks_answer_from(runs, i):
+    (out, found), whole = runs[i], Library([runs[0][0]])
+    library = ab.Library([out])
+    assert library.names == [*NAMES] and [[*e.tasks] for e in library] == [[n] for n in NAMES]
+    for name, key in keys(library).items():
+        assert key.any() and torch.equal(key, keys(whole)[name])
+    routed, first = library.route(PHATGOOSE), whole.route(PHATGOOSE)
+    asked, want = routed.ask(TEXTS), first.ask(TEXTS)
+    assert [a["prediction"] for a in asked] == [a["prediction"] for a in want]  # under heads of the same training
+    assert routed.predict("pair", [{"text": "red", "text_b": "blue"}]) == first.predict(
+        "pair", [{"text": "red", "text_b": "blue"}]
+    )
+    for name, scores in load(out).evaluate(tiny.home() / "data").items():  # and the run itself answers as it did
+        assert scores["score"] == pytest.approx(found["tasks"][name]["test"], abs=1e-6)
+
+
+@pytest.mark.parametrize("i", range(4))
+def test_what_a_library_keeps_is_counted(runs, i):
+    out, found = runs[i]
+    stored = [store.get(out / "bundle", p.name) for p in (out / "bundle").glob("*.safetensors")]
+    parts = [t for tensors in stored for n, t in tensors.items() if not n.startswith("post/")]
+    told = 1000 * sum(t["kilobytes"] for t in found["tasks"].values())
+    assert told == pytest.approx(sum(t.numel() * t.element_size() for t in parts), abs=2)
+    assert (store.open_bundle(out)[1]["shared"] is None) == (i in (1, 2))
+
+
+def test_a_library_of_one_with_learned_keys_is_the_gate_of_the_run(runs):
+    """The same slots under the same gate: features of the run's own rows."""
+    out = runs[0][0]
+    model, routed = load(out), Library([out]).route(PHATGOOSE)
+    a, b = model.predict("classify", TEXTS), routed.predict("classify", TEXTS)
+    for x, y in zip(a, b, strict=True):
+        assert x["prediction"] == y["prediction"] and x["scores"] == pytest.approx(y["scores"], abs=1e-2)
+
+
+def test_changes_of_a_run_are_changes_of_its_library(runs, tmp_path):
+    out = shutil.copytree(runs[3][0], tmp_path / "run")
+    change.remove(out, "pair")  # the only one that answered through the gate
+    assert Library([out]).names == ["classify", "regress"] and [*load(out).tasks] == ["classify", "regress"]
+    tiny.folder(tmp_path / "data" / "pair", "pair", seed=1)
+    with pytest.MonkeyPatch.context() as patch, tiny.quick(2):
+        patch.setattr(result, "choose", lambda job, rungs, seed: rungs[-1])
+        change.add(out, {"tasks": {"pair": {"data": str(tmp_path / "data" / "pair")}}})
+    library = Library([out])
+    assert library.names == ["classify", "regress", "pair"] and not library.experts[2].parts[0][0].tables["keys"].n
+    assert len(library.route().ask(TEXTS)) == 4
+    with pytest.raises(InputError, match="gate phatgoose has keys that are learned, and pair was fitted without"):
+        library.route(PHATGOOSE)
+    again = shutil.copytree(runs[1][0], tmp_path / "again")
+    folder, bundle = store.open_bundle(again)
+    bundle["tasks"]["pair"] = bundle["tasks"]["classify"]  # another one under the name
+    store.save(folder, bundle)
+    assert not Library([again]).experts[2].parts[0][0].tables["keys"].n
+    assert len(change.merge(again, "mean")["tasks"]) == 3  # whose bundle is of one delta, as without a gate
+    assert change.export(again, "classify", tmp_path / "peft", "peft")["files"]
+
+
+@pytest.mark.parametrize(("rungs", "names"), [("shared", [*NAMES]), (EVERYWHERE[3], [*NAMES]), ("delta", [*NAMES])])
+def test_a_gate_that_reads_its_keys_from_the_slots(tmp_path, rungs, names):
+    out, _ = fitted(tmp_path / "run", rungs, gate={"arrow": {"top": 2}})
+    assert ("experts" in store.open_bundle(out)[1]) == (rungs != "delta")  # else the slots of the tasks say it all
+    library = Library([out])
+    assert library.names == names and len(library.route().ask(TEXTS)) == 4
+
+
+def test_several_deltas_with_learned_keys(tmp_path):
+    deltas = [{"lora": {"rank": 2}, "at": "attention.query[-1:]"}, {"lora": {"rank": 3}, "at": "attention.value[-1:]"}]
+    out, _ = fitted(tmp_path / "run", EVERYWHERE[3], gate=PHATGOOSE, delta=deltas)
+    library = Library([out])
+    assert [len(e.parts) for e in library] == [2, 2, 2] and library.route(PHATGOOSE).shares(TEXTS).shape == (4, 3)
+
+
+def test_clusters_then_arrow(tmp_path):
+    """Ostapenko et al. end to end: a delta for each task, like ones together, one expert a cluster, rows without a task."""
+    alone, _ = fitted(tmp_path / "alone", "delta")
+    domains = Library([alone]).clusters(2)
+    out, found = fitted(tmp_path / "mbc", "shared", gate={"enforced": {"domains": domains}})
+    library = ab.Library([out])
+    assert library.names == ["mbc skill 1", "mbc skill 2"] and [[*e.tasks] for e in library] == [*domains.values()]
+    assert [*library.describe()[0]["tasks"]] == domains["cluster 1"]
+    routed = library.route({"arrow": {"top": 1}})
+    for name in NAMES:
+        assert len(routed.predict(name, [{"text": "red cat", "text_b": "blue"}])) == 1
+    for entry in routed.ask([*TEXTS, {"text": "red", "text_b": "blue"}]):
+        expert = library.experts[library.names.index(entry["expert"])]
+        assert entry["task"] in expert.tasks and "prediction" in entry
+    model = load(out)
+    library.experts = [e for e in library if "pair" in e.tasks]  # alone it answers as the run does
+    row = [{"text": "red", "text_b": "blue"}]
+    answer = library.route().ask(row)[0]
+    assert answer["task"] == "pair"  # which reads most of the row
+    assert answer["scores"] == pytest.approx(model.predict("pair", row)[0]["scores"], abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("gate", "experts"), [("by_task", ["run shared"]), ({"poly": {"slots": 2}}, ["run skill 1", "run skill 2"])]
+)
+def test_what_tasks_trained_together_answers_for_them(tmp_path, gate, experts):
+    out, _ = fitted(tmp_path / "run", {"classify": "shared", "pair": "shared", "regress": "delta"}, gate=gate)
+    library = Library([out])
+    assert sorted(library.names) == sorted(["regress", *experts])
+    assert all([*e.tasks] == (["regress"] if e.name == "regress" else ["classify", "pair"]) for e in library)
+    library.experts = [e for e in library if e.name != "regress"]
+    tasks = [a["task"] for a in library.route({"arrow": {"top": 1}}).ask(["red cat", {"text": "red", "text_b": "blue"}])]
+    assert tasks == ["classify", "pair"]
+
+
+def test_tasks_of_one_name_in_experts_of_several_names(tmp_path):
+    one, _ = fitted(tmp_path / "one", {"classify": "shared", "pair": "shared"})
+    two, _ = fitted(tmp_path / "two", {"classify": "delta"})
+    library = Library([one, two])
+    assert library.names == ["one shared", "classify"]
+    assert [[*e.tasks] for e in library] == [["one/classify", "pair"], ["two/classify"]]
+    assert len(library.route({"arrow": {"top": 1}}).predict("two/classify", TEXTS)) == 4
+
+
+def test_an_exported_adapter_comes_back_and_one_of_another_model_does_not(out, backbone, tmp_path):
+    change.export(out, "classify", tmp_path / "peft", "peft")
+    assert Library([tmp_path / "peft"], backbone=backbone).names == ["peft"]
+    config = tmp_path / "peft" / "adapter_config.json"
+    said = json.loads(config.read_text())
+    for base, fine in (("", True), (None, True), ("org/BERT", True), (str(tiny.home() / "bert") + "/", True),
+                       ("hub/models--org--bert/snapshots/0a1b", True), ("google/bert-mini", False), ("other", False)):  # fmt: skip
+        config.write_text(json.dumps(said | {"base_model_name_or_path": base}))
+        if fine:
+            assert len(Library([tmp_path / "peft"], backbone=backbone)) == 1
+        else:
+            with pytest.raises(
+                InputError, match=f"peft was trained on {base}, and this is .*bert: pass that backbone, or .* write"
+            ):
+                Library([tmp_path / "peft"], backbone=backbone)
+
+
+@pytest.mark.parametrize(("base", "fine"), [("sentence-transformers/all-MiniLM-L6-v2", True), ("minilm", True),
+                                            ("sentence-transformers/paraphrase-MiniLM-L6-v2", False)])  # fmt: skip
+def test_an_adapter_names_an_embedded_backbone_as_the_hub_does(out, backbone, tmp_path, base, fine):
+    exchange.to_peft(backbone.f, bank(backbone.f, lora(2)), 1, tmp_path / "peft", base)
+    embedded = replace(backbone, id="minilm", folder=str(tmp_path / "package" / "model"))
+    if fine:
+        assert len(Library([tmp_path / "peft"], backbone=embedded)) == 1
+    else:
+        with pytest.raises(InputError, match=f"was trained on {base}, and this is minilm: .* write 'minilm' as base_model_name"):
+            Library([tmp_path / "peft"], backbone=embedded)

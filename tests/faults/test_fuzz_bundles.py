@@ -111,6 +111,19 @@ def test_a_backbone_of_a_name_too_long_for_a_file_is_told_of(good, bad):
         load(run)
 
 
+@pytest.mark.parametrize(
+    "table, said", [("gate", "without the table gate"), ("keys", "the table keys"), ("own", "not at the bank's sites")]
+)
+def test_tables_that_a_bank_lacks_are_told_of(good, bad, table, said):
+    run = copied(good, bad)
+    bundle = json.loads((run / "bundle" / "bundle.json").read_text())
+    layout = bundle["banks"][0]["layout"]
+    layout[table].popitem() if table == "own" else layout.pop(table)
+    sealed(run, bundle)
+    with pytest.raises(WorkError, match=said):
+        load(run)
+
+
 @_soak.fuzz(50)
 @given(data=st.data())
 def test_words_under_a_checksum_that_fits(good, bad, data):

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
+from sys import modules as loaded
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import PreTrainedModel
 
 from anabranch.core.bank import Bank
 from anabranch.core.fold import fold
+from anabranch.core.names import every, find
 from anabranch.core.site import blocks, clone, site
 from anabranch.delta.lora import Lora
 from anabranch.engine.backbone import Backbone
@@ -75,30 +77,33 @@ def to_peft(f: nn.Module, bank: Bank, slot: int, folder: str | Path, base_id: st
     return folder
 
 
-def from_peft(f: nn.Module, folder: str | Path) -> Bank:
+def from_peft(f: nn.Module, folder: str | Path, names: Sequence[str] = ()) -> Bank:
     """A PEFT LoRA as a bank of one slot (fp32) that answers like the adapter on f.
+
+    ``names``: what f is called (:func:`names_of`); InputError for an adapter that was trained on what is called otherwise.
 
     The adapter may have been trained on f under a task head (``bert.encoder...``); the head itself is left out, with a
     warning. InputError names whatever else would make the answers differ: other methods, trained biases, other shapes.
     """
     folder = Path(folder)
     config, heads, pairs = _config(folder), set[str](), dict[str, dict[str, Tensor]]()
+    _same(folder, config.get("base_model_name_or_path"), names)
     own, prefix = [n for n, _ in f.named_modules() if n], f"{getattr(f, 'base_model_prefix', '')}."
     # an adapter's names for f's modules: the same, those of f under a head, or those of the model inside f
-    names = {prefix + n: n for n in own} | {n.removeprefix(prefix): n for n in own} | {n: n for n in own}
+    modules = {prefix + n: n for n in own} | {n.removeprefix(prefix): n for n in own} | {n: n for n in own}
     for key, t in _read(folder, WEIGHTS, load_file).items():
         path = key.removeprefix("base_model.model.")
         module, _, factor = path.removesuffix(".weight").rpartition(".")
         head = [m for m in config.get("modules_to_save") or () if f".{m}." in f".{path}."]
-        if head and path.rpartition(".")[0] not in names:
+        if head and path.rpartition(".")[0] not in modules:
             heads.update(head)
         elif factor not in ("lora_A", "lora_B") or t.ndim != 2 or not (t.numel() and t.isfinite().all()):
             raise InputError(f"{folder}: {key} {list(t.shape)} is not part of a plain, finite LoRA; {MERGE}")
-        elif module not in names:
-            raise InputError(f"{folder} adapts {module}, no module of {type(f).__name__}{nearest(module, names)}")
+        elif module not in modules:
+            raise InputError(f"{folder} adapts {module}, no module of {type(f).__name__}{nearest(module, modules)}")
         else:
             scale = _scale(config, module, t.shape[1]) if factor == "lora_B" else 1.0
-            pairs.setdefault(names[module], {})[factor[-1]] = t.float().mT * scale
+            pairs.setdefault(modules[module], {})[factor[-1]] = t.float().mT * scale
     if not pairs:
         raise InputError(f"{folder / WEIGHTS} holds no LoRA")
     if heads:
@@ -118,6 +123,13 @@ def from_peft(f: nn.Module, folder: str | Path) -> Bank:
     bank.adopt(tree, {}, {})
     bank.add([tree])
     return bank
+
+
+def names_of(backbone: Backbone) -> list[str]:
+    """What a backbone is called: its id, its folder, and on the hub, for one of ``backbone/``, as its file begins."""
+    made = backbone.id.replace("-", "_")
+    text = loaded[find(f"backbone.{made}").__module__].__doc__ or "" if made in every("backbone") else ""
+    return [n for n in (backbone.id, backbone.folder, text.partition(",")[0].strip()) if n]
 
 
 def to_hf(backbone: Backbone, parts: Sequence[tuple[Bank, int, float]], folder: str | Path,
@@ -143,6 +155,21 @@ def to_hf(backbone: Backbone, parts: Sequence[tuple[Bank, int, float]], folder: 
             write_tensors(part / "head.safetensors", head)
             write_json(part / "head.json", facts | {"pool": backbone.pool, "unit": backbone.unit})
         return part.replace(folder)
+
+
+def _same(folder: Path, base: Any, names: Sequence[str]) -> None:
+    """InputError where an adapter says that it was trained on another model than the one that has these names."""
+
+    def last(name: str) -> str:  # of "org/model", or of a folder, which the hub's cache calls by the commit
+        parts = re.split(r"[/\\]+", re.sub(r"[/\\]snapshots[/\\][^/\\]+[/\\]*$", "", name).rstrip("/\\"))
+        return parts[-1].rpartition("--")[2].casefold() if parts[-1].startswith("models--") else parts[-1].casefold()
+
+    if not base or not names or any(last(str(base)) == last(n) or Path(base).resolve() == Path(n).resolve() for n in names):
+        return
+    raise InputError(
+        f"{folder} was trained on {base}, and this is {names[0]}: pass that backbone, or if these are the same weights under two"
+        f" names, write {names[0]!r} as base_model_name_or_path into {folder / CONFIG}"
+    )
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The experts of a library: where they come from, and many of them as slots of one bank."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -11,24 +12,29 @@ from anabranch.core.bank import Bank
 from anabranch.core.delta import Delta, Params, Tree
 from anabranch.core.fold import Change, changes
 from anabranch.core.gate import Gate
-from anabranch.core.names import card
 from anabranch.core.site import Site
 from anabranch.delta.dense import Dense
 from anabranch.delta.lora import Lora
 from anabranch.engine.backbone import Backbone, backbone_of
-from anabranch.engine.exchange import CONFIG, from_peft
+from anabranch.engine.exchange import CONFIG, from_peft, names_of
 from anabranch.engine.model import Model, Served
-from anabranch.engine.store import open_bundle, same_backbone
+from anabranch.engine.store import open_bundle, readable, same_backbone
 from anabranch.errors import InputError
 from anabranch.gate.by_task import ByTask
+from anabranch.gate.fixed import Fixed
+from anabranch.settings import card
 
 Source = Path | str | Model | Bank
 EMPTY = "an empty library: it needs at least one run, bundle, PEFT folder or bank with a delta, got "
+WHAT = "a run, a bundle or a PEFT folder, or a loaded model or bank"
 
 
 @dataclass(frozen=True)
 class Expert:
-    """One trained change of f: its slot in each bank of its source, and the tasks that answer through it."""
+    """One trained change of f: its slot in each bank of its source, and the tasks that it was trained for and that have a head.
+
+    These are the tasks that answer through it, one or several; of a PEFT folder or a bank nobody knows any.
+    """
 
     name: str
     source: str
@@ -42,6 +48,9 @@ class Expert:
 
 
 def label(source: Source, number: int) -> str:
+    """InputError for what is no source."""
+    if not isinstance(source, (str, Path, Model, Bank)):
+        raise InputError(f"source {number} of a library: expected {WHAT}, got {source!r:.60}; pass its folder, as in ['runs/a']")
     path = source.folder if isinstance(source, Model) else source
     if isinstance(path, Bank):
         return f"bank {number}"
@@ -66,8 +75,9 @@ def backbone_for(sources: Sequence[Source], backbone: Backbone | str | None) -> 
 
 
 def experts_of(name: str, source: Source, backbone: Backbone) -> list[Expert]:
+    """Those of a source; none where its tasks answer from f alone (:func:`lacking` says it in words)."""
     if isinstance(source, (str, Path)) and (Path(source) / CONFIG).is_file():
-        source = from_peft(backbone.f, source)
+        source = from_peft(backbone.f, source, names_of(backbone))
     if isinstance(source, Bank):
         fits(name, source, backbone)
         many = len(source) > 1
@@ -75,24 +85,73 @@ def experts_of(name: str, source: Source, backbone: Backbone) -> list[Expert]:
     if not isinstance(source, Model):
         folder, bundle = open_bundle(Path(source))
         same_backbone(backbone, bundle, folder)
-        source = Model(folder, bundle, backbone)
+        with readable(folder):
+            source = Model(folder, bundle, backbone)
     same_backbone(backbone, source.bundle, Path(source.folder))
     shared = source.bundle.get("shared") or {}
     first, many = shared.get("bank") or len(source.banks), shared.get("slots", 0)
+    found = trained_alone(name, source)
     slots: dict[int, dict[str, Served]] = {}
     for task, served in source.served.items():
-        if served.slot:  # else it answers from f alone, or through a gate
+        if served.slot and all(task not in e.tasks for e in found):  # else it answers from f alone, or through a gate
             slots.setdefault(served.slot, {})[task] = served
-    own = []
     for slot, tasks in slots.items():
         called = next(iter(tasks)) if len(tasks) == 1 else f"{name} shared"
-        own.append(Expert(called, name, tuple((bank, slot) for bank in source.banks[:first]), tasks))
-    skills = [tuple((bank, i) for bank in source.banks[first:]) for i in range(1, many + 1)]
-    if any(bank.gate.library for bank in source.banks[first:]):  # copies of the tasks' own slots, with keys
-        named = dict(zip(shared.get("of", ()), skills, strict=False))
-        found = [Expert(n, name, parts, {n: source.served[n]} if n in source.served else {}) for n, parts in named.items()]
-        return found or own
-    return own + [Expert(f"{name} skill {i}", name, parts) for i, parts in enumerate(skills, 1)]
+        found.append(Expert(called, name, tuple((bank, slot) for bank in source.banks[:first]), tasks))
+    if any(bank.gate.library for bank in source.banks[first:]):  # copies of the tasks' own slots
+        return found
+    parts = [tuple((bank, i) for bank in source.banks[first:]) for i in range(1, many + 1)]
+    return found + [Expert(f"{name} skill {i}", name, part, through(source, first, i)) for i, part in enumerate(parts, 1)]
+
+
+def trained_alone(name: str, source: Model) -> list[Expert]:
+    """What a fit with a gate over the tasks' own slots kept for a library: each task's slot with its key, and its head there.
+
+    Not of a task that was removed, or whose name another one has by now.
+    """
+    said = source.bundle.get("experts")
+    if not said:
+        return []
+    with readable(source.folder):
+        whole = Model(source.folder, dict(source.bundle) | said, source.backbone)
+        banks, now = whole.banks[said["shared"]["bank"] :], source.bundle["tasks"]
+        same = {n: e["expert"] for n, e in said["tasks"].items() if n in now and now[n]["file"] == e["of"]}
+        return [Expert(n, name, tuple((bank, i) for bank in banks), {n: whole.served[n]}) for n, i in same.items()]
+
+
+def through(source: Model, first: int, slot: int) -> dict[str, Served]:
+    """Tasks that answer through a slot that tasks trained together: all, unless constant weights give it to some alone."""
+
+    def used(served: Served) -> bool:
+        bank, route = source.banks[first], source.routes([served.number])[first]
+        if route is None or route.who is None or not isinstance(bank.gate, Fixed):
+            return route is not None
+        return any(float(own["c"][slot - 1]) for own in bank.tables["gate"].get(int(route.who[0])).values())
+
+    return {task: s for task, s in source.served.items() if s.record["rung"] == "shared" and used(s)}
+
+
+def lacking(name: str, source: Source) -> str:
+    """Why a source has no expert."""
+    if isinstance(source, Bank):
+        return f"{name}, a bank without slots"
+    bundle = source.bundle if isinstance(source, Model) else open_bundle(Path(source))[1]
+    if any(task["rung"] != "probe" for task in bundle["tasks"].values()):
+        return f"{name}, which does not say whose slots its gate routes over: fit it again"
+    return f"{name}, whose tasks all answer from the probe" if bundle["tasks"] else f"{name}, which has no tasks"
+
+
+def distinct(found: Sequence[Expert]) -> list[Expert]:
+    """Experts, and tasks, that have one name get that of their source before it. InputError where this does not help."""
+    tasks = {(id(s), n, e.source) for e in found for n, s in e.tasks.items()}
+    names, heads = Counter(e.name for e in found), Counter(n for _, n, _ in tasks)
+    out = [replace(e, name=e.name if names[e.name] == 1 else f"{e.source}/{e.name}",
+                   tasks={n if heads[n] == 1 else f"{e.source}/{n}": s for n, s in e.tasks.items()}) for e in found]  # fmt: skip
+    left = Counter(e.name for e in out), Counter(n if heads[n] == 1 else f"{source}/{n}" for _, n, source in tasks)
+    for what, count in zip(("experts", "tasks"), left, strict=True):
+        if twice := next((n for n, c in count.items() if c > 1), None):
+            raise InputError(f"two {what} are called {twice}: give the sources other labels, as in {{label: source}}")
+    return out
 
 
 def fits(name: str, bank: Bank, backbone: Backbone) -> None:
@@ -107,11 +166,6 @@ def fits(name: str, bank: Bank, backbone: Backbone) -> None:
             raise InputError(
                 f"{name} was made for another backbone than {backbone.id}: it sits at {site.key} {list(want)}, {got}"
             )
-
-
-def renamed(expert: Expert, name: str) -> Expert:
-    tasks = {(name if task == expert.name else f"{expert.source}/{task}"): s for task, s in expert.tasks.items()}
-    return Expert(name, expert.source, expert.parts, tasks)
 
 
 def together(experts: Sequence[Expert], backbone: Backbone, dense: bool = False) -> Bank:
@@ -190,18 +244,19 @@ def stacked(delta: Delta, sites: Sequence[Site], slots: Sequence[Tree], shared: 
 
 def keys_of(expert: Expert, gate: Gate, site: Site, p: Params, rng: Generator, seen: Params | None) -> Params:
     """An expert's key at one site: as it was learned with the expert, else read from its own numbers or its inputs."""
-    source = expert.alone
-    own = source[0].take(source[1]).get(site.key, {}) if source else {}
-    learned = {n[4:]: t.float() for n, t in own.items() if n.startswith("key.")}
-    if learned and source is not None and type(source[0].gate) is type(gate):
-        return learned
-    factors = source is not None and own and type(source[0].delta) in (Lora, Dense)
-    mine = {n: t for n, t in own.items() if not n.startswith("key.")} if factors else p  # unpadded: the others do not matter
+    own = [(bank, bank.take(slot)[site.key]) for bank, slot in expert.parts if any(s.key == site.key for s in bank.sites)]
+    learned = [{n[4:]: t.float() for n, t in part.items() if n.startswith("key.")}
+               for bank, part in own if type(bank.gate) is type(gate)]  # fmt: skip
+    if len(learned) == 1 and learned[0]:
+        return learned[0]
+    factors = expert.alone and own and type(own[0][0].delta) in (Lora, Dense)
+    mine = {n: t for n, t in own[0][1].items() if not n.startswith("key.")} if factors else p  # unpadded: others do not matter
     keys = gate.key(site, mine, rng, seen)
-    if keys and gate.trained and not gate.needs:
+    if own and keys and gate.trained and not gate.needs:  # where the expert changes nothing any key will do
         name = card(gate)["method"].partition(".")[2]
+        how = "with several deltas at one site" if learned else "without"
         raise InputError(
-            f"gate {name} has keys that are learned, and {expert.name} was fitted without: fit it with gate: {name}, or use"
+            f"gate {name} has keys that are learned, and {expert.name} was fitted {how}: fit it with gate: {name}, or use"
             " arrow, which reads its keys from the experts"
         )
     return keys

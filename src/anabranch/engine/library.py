@@ -3,8 +3,8 @@ without retraining, for rows that come without a task."""
 
 import threading
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +16,54 @@ from anabranch.core.adapt import Adapted
 from anabranch.core.bank import Bank
 from anabranch.core.delta import At, Delta, Params
 from anabranch.core.gate import Gate
-from anabranch.core.names import card, make
+from anabranch.core.names import make
 from anabranch.core.route import Route
 from anabranch.delta.dense import Dense
 from anabranch.delta.lora import Lora
 from anabranch.engine.backbone import Backbone
-from anabranch.engine.experts import EMPTY, Expert, Source, backbone_for, experts_of, keys_of, label, renamed, together
+from anabranch.engine.experts import (
+    EMPTY,
+    WHAT,
+    Expert,
+    Source,
+    backbone_for,
+    distinct,
+    experts_of,
+    keys_of,
+    label,
+    lacking,
+    together,
+)
 from anabranch.engine.features import Features
-from anabranch.engine.given import missing, rows_of
+from anabranch.engine.given import missing, needs, rows_of
 from anabranch.engine.model import Model, Served
 from anabranch.engine.passes import encode
 from anabranch.engine.share import fitting
 from anabranch.errors import InputError
+from anabranch.settings import card
 
 
 class Library:
     """Experts of ``sources``: a list, or {label: source}, of runs, bundles, PEFT LoRA folders, models and banks.
 
     ``backbone``: a name or a :class:`Backbone`; by default that of the first run or model. An expert is named after its
-    task, or its source's label; where two would have one name, after both. InputError: no expert in it, or one of another f.
+    task, or its source's label; where two would have one name, after both. A run that was fitted with a gate over its tasks'
+    own slots gives an expert for each task, whatever that answers from. InputError: no expert in it, or one of another f.
     """
 
     def __init__(self, sources: Sequence[Source] | Mapping[str, Source], backbone: Backbone | str | None = None) -> None:
         if isinstance(sources, (str, Path, Model, Bank)):
             raise InputError(f"a library is made of a list of sources, got a single one: put it in [ ] ({sources!r:.60})")
-        labelled = list(sources.items()) if isinstance(sources, Mapping) else [(label(s, i), s) for i, s in enumerate(sources, 1)]
-        self.backbone = backbone_for([s for _, s in labelled], backbone)
+        if not isinstance(sources, Iterable):
+            raise InputError(f"a library is made of a list of sources, each {WHAT}, got {sources!r:.60}: pass ['runs/a']")
+        given = list(sources.values() if isinstance(sources, Mapping) else sources)
+        labels = [label(source, i) for i, source in enumerate(given, 1)]
+        labelled = list(zip(map(str, sources) if isinstance(sources, Mapping) else labels, given, strict=True))
+        self.backbone = backbone_for(given, backbone)
         found = [expert for name, source in labelled for expert in experts_of(name, source, self.backbone)]
         if not found:
-            got = f"{len(labelled)} sources whose tasks all answer from the probe" if labelled else "no sources"
-            raise InputError(EMPTY + got)
-        count = Counter(e.name for e in found)
-        named = [e if count[e.name] == 1 else renamed(e, f"{e.source}/{e.name}") for e in found]
-        twice = next((n for n, c in Counter(e.name for e in named).items() if c > 1), None)
-        if twice:
-            raise InputError(f"two experts are called {twice}: give the sources other labels, as in {{label: source}}")
-        self.experts = named
+            raise InputError(EMPTY + ("; ".join(lacking(*one) for one in labelled) or "no sources"))
+        self.experts = distinct(found)
 
     def __len__(self) -> int:
         return len(self.experts)
@@ -101,8 +113,11 @@ class Library:
         in the space that they span. With task names for experts it is what the gate enforced takes as ``domains``, which
         trains one expert a cluster.
         """
-        if not 1 <= k <= len(self):
-            raise InputError(f"a library of {len(self)} experts has 1 to {len(self)} clusters, got {k}")
+        if not isinstance(k, Integral) or not 1 <= k <= len(self):
+            raise InputError(
+                f"a library of {len(self)} experts has 1 to {len(self)} clusters, got {k!r:.40}: pass a whole number, such as"
+                f" clusters({min(2, len(self))})"
+            )
         from sklearn.cluster import KMeans
         from sklearn.exceptions import ConvergenceWarning
 
@@ -176,7 +191,7 @@ class Library:
 
 
 class Routed(Model):
-    """A library under a gate. ``predict(task, rows)`` answers with that task's head, ``answer(rows)`` without a task."""
+    """A library under a gate. ``predict(task, rows)`` answers with that task's head, ``ask(rows)`` without a task."""
 
     def __init__(self, library: Library, bank: Bank) -> None:
         self.library, self.backbone, self._lock = library, library.backbone, threading.RLock()
@@ -194,23 +209,26 @@ class Routed(Model):
         return [Route.to(torch.arange(1, 1 + len(self.library)).expand(len(numbers), -1), who=who)]
 
     def ask(self, rows: Any) -> list[dict[str, Any]]:
-        """One answer per row, with the head of the expert that the row is routed to most.
+        """One answer per row, with a head of the expert that the row is routed to most.
 
-        ``{"expert", "task", "shares": {expert: share}, "prediction", "scores"}``. Only experts of one task whose columns the
-        row has can answer; InputError names the row for which there is none.
+        ``{"expert", "task", "shares": {expert: share}, "prediction", "scores"}``. Only experts with a task whose columns the
+        row has can answer; InputError names the row for which there is none. Of an expert's several tasks, the one to whose
+        experts the row is routed most together, of equal ones that which reads most of the row's columns, then the first.
         """
-        given = [{"text": r} if isinstance(r, str) else dict(r) for r in rows]
-        one = {i: next(iter(e.tasks)) for i, e in enumerate(self.library) if len(e.tasks) == 1}
+        given, experts = read(rows), {e.name: e for e in self.library}
+        kinds = {n: (s.kind, s.record["kind"]) for n, s in self.served.items()}
         out: list[dict[str, Any]] = []
         for number, (row, share) in enumerate(zip(given, self.shares(given).tolist(), strict=True), 1):
-            able = [i for i, task in one.items() if not missing(self.served[task].kind, self.tasks[task]["kind"], row)]
+            shares = dict(zip(experts, share, strict=True))
+            able = {n: len(needs(*kind)) for n, kind in kinds.items() if not missing(*kind, row)}
             if not able:
                 raise InputError(
                     f"row {number}: no expert's task can do with {', '.join(row) or 'no keys'}; ask predict for a task"
                 )
-            best = max(able, key=lambda i, share=share: share[i])  # type: ignore[misc]
-            shares = dict(zip(self.library.names, share, strict=True))
-            out.append({"expert": self.library.names[best], "task": one[best], "shares": shares})
+            total = {n: sum(shares[e] for e, expert in experts.items() if n in expert.tasks) for n in able}
+            best = max((e for e in experts if total.keys() & experts[e].tasks.keys()), key=lambda e: shares[e])
+            task = max((n for n in experts[best].tasks if n in able), key=lambda n: (total[n], able[n]))
+            out.append({"expert": best, "task": task, "shares": shares})
         for task in {entry["task"] for entry in out}:
             mine = [i for i, entry in enumerate(out) if entry["task"] == task]
             for i, found in zip(mine, self.predict(task, [given[i] for i in mine]), strict=True):
@@ -229,13 +247,28 @@ class Routed(Model):
     def shares(self, rows: Sequence[Any]) -> Tensor:
         """[rows, experts]: how much of each expert a row's text takes, meaned over its tokens and the sites."""
         live, bank = Features(self.backbone, None, self.tail), self.banks[0]
-        units = live.add(self.backbone.tokens(rows_of([{"text": r} if isinstance(r, str) else r for r in rows]).text))
+        units = live.add(self.backbone.tokens(rows_of(read(rows)).text))
         found: dict[int, Tensor] = {}
         for batch in batches(live, sorted(set(units))):
             seen = watched(live, self.adapted, batch, self.routes(batch))
             whole = torch.stack([shares_at(bank, key, at) for key, at in seen.items()]).mean(0)
             found |= dict(zip(batch, whole, strict=True))
         return torch.stack([found[u] for u in units]) if units else torch.zeros(0, len(bank))
+
+
+def read(rows: Any) -> list[dict[str, Any]]:
+    """Rows of texts or of columns, as columns. InputError where one is neither."""
+    if isinstance(rows, (str, Mapping)) or not isinstance(rows, Iterable):
+        raise InputError(f"rows is a list of texts or of {{'text': ...}}, got {rows!r:.60}: put a single one in [ ]")
+    records = rows.to_dict("records") if type(rows).__name__ == "DataFrame" else rows  # type: ignore[attr-defined]
+    given = [{"text": r} if isinstance(r, str) else r for r in records]
+    for i, row in enumerate(given, 1):
+        if not isinstance(row, Mapping):
+            raise InputError(f"row {i}: expected a text or {{'text': ...}}, got {row!r:.60}; put its text in quotes")
+        text, tokens = row.get("text") or "", row.get("tokens") or []
+        if not isinstance(text, str) or not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
+            raise InputError(f"row {i}: text is a string and tokens a list of strings, got {tokens or text!r:.60}")
+    return [dict(row) for row in given]
 
 
 def own_of(bank: Bank) -> list[Params]:

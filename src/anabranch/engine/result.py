@@ -123,31 +123,53 @@ def finish(run: Run) -> tuple[dict[str, Any], dict[str, Rung]]:
                                         rung.head, rung.post, run.tasks[name].corpus, rung.gate)  # fmt: skip
     gated = run.gated is not run.banks
     users = [name for name, rung in chosen.items() if rung.name == "shared"]
-    slot = chosen[users[0]].packed if users else {}
+    joint = {name: rung for name in run.jobs for rung in run.rungs[name] if rung.name == "shared"}
+    library = kept(run, users) and bool(joint)
+    slot = next(iter(joint.values())).packed if users or library else {}
     own = next((r.packed for r in chosen.values() if r.name == "delta"), {} if gated else slot)
     banks = cards(folder, run.banks, own)
-    shared: dict[str, Any] | None = None
-    if users:
+    shared: dict[str, Any] = {}
+    if users or library:
         shared = {"file": store.put(folder, {f"slot/{n}": t for n, t in slot.items()}), "tasks": users}
-    if users and gated:
+    whole = banks
+    if shared and gated:
         first = {n.partition(".")[2]: t for n, t in slot.items() if n.startswith("0.")}
-        shared = (shared or {}) | {"bank": len(banks), "slots": 1 + max(int(n.partition(".")[0]) for n in slot)}
-        banks += cards(folder, run.gated, first)
+        shared |= {"bank": len(banks), "slots": 1 + max(int(n.partition(".")[0]) for n in slot)}
+        whole = banks + cards(folder, run.gated, first)
+    experts: dict[str, Any] = {}
+    if library:
+        entries = {name: record(run, run.jobs[name], rung) | {"expert": i, "of": records[name]["file"]}
+                   for i, (name, rung) in enumerate(joint.items(), 1)}  # fmt: skip
+        entries = {name: store.save_task(folder, entry, {}, joint[name].head, joint[name].post, run.tasks[name].corpus,
+                                         joint[name].gate) for name, entry in entries.items()}  # fmt: skip
+        experts = {"experts": {"banks": whole, "shared": shared | {"tasks": list(joint)}, "tasks": entries}}
     bundle = {
         "backbone": {"id": run.backbone.id, "fingerprint": run.backbone.fingerprint},
         "dtype": str(run.backbone.dtype)[6:],
-        "banks": banks,
+        "banks": whole if users else banks,
         "tasks": records,
-        "shared": shared,
+        "shared": shared if users else None,
         "made": {
             "anabranch": __version__,
             "torch": torch.__version__,
             "seed": run.plan.seed,
             "plan": run.plan.model_dump(mode="json"),
         },
-    }
+    } | experts
     store.save(folder, bundle)
     return bundle, chosen
+
+
+def kept(run: Run, users: Sequence[str]) -> bool:
+    """Whether the bundle also says how each task answers through the gate, whatever it answers from: its ``experts``.
+
+    They are a bundle of their own beside the tasks, for :class:`anabranch.engine.library.Library`: the task's slot with its
+    key, and the head that was trained with these. Of slots that were trained one a task, when they are stored as some task
+    answers through the gate, or when their keys were learned, which nobody could read from the slots again.
+    """
+    if run.gated is run.banks or not run.gated[0].gate.library:
+        return False
+    return bool(users or (run.gated[0].gate.trained and run.gated[0].tables["keys"].n))
 
 
 def refit(run: Run, chosen: dict[str, Rung]) -> None:
@@ -226,7 +248,7 @@ def results_of(run: Run, chosen: dict[str, Rung], bundle: dict[str, Any], total:
             "majority": linear.majority(job, job.parts["test"]),
             "probe": by["probe"].test, "delta": by["delta"].test if "delta" in by else None,
             "shared": by["shared"].test if "shared" in by else None, "chosen": rung.name, "valid": rung.valid, "test": rung.test,
-            "kilobytes": round((own + 2 * numbers_of(rung.head)) / 1000, 3),
+            "kilobytes": round((own + 2 * numbers_of(rung.head) + aside(bundle, rung, by, len(run.jobs))) / 1000, 3),
             "seconds": round(run.own[name], 3), "curve": run.curves.get(name, []), "warnings": run.tasks[name].warnings,
             "counts": run.tasks[name].counts,
             "bm25": lexical(run, job),
@@ -248,6 +270,14 @@ def results_of(run: Run, chosen: dict[str, Rung], bundle: dict[str, Any], total:
         "versions": {"anabranch": __version__, "torch": torch.__version__},
         "notes": sorted(set(run.notes)), **run.extra,
     }  # fmt: skip
+
+
+def aside(bundle: Mapping[str, Any], rung: Rung, by: Mapping[str, Rung], tasks: int) -> float:
+    """Bytes of a task's expert that no rung that answers has stored: its head, and where no task uses the slots its own."""
+    if "experts" not in bundle or rung.name == "shared":
+        return 0.0
+    slots = 0.0 if bundle["shared"] else store.size(by["shared"].packed) / tasks
+    return slots + 2 * numbers_of(by["shared"].head) + store.size(by["shared"].gate)
 
 
 def cost(run: Run, job: Job, rung: Rung, seen: dict[str, Any], slow: float | None, slots: Any) -> dict[str, Any]:

@@ -12,15 +12,17 @@ from torch import Tensor
 
 from anabranch.core.balance import Balancer, Point, lift
 from anabranch.core.bank import Bank
-from anabranch.core.delta import At
-from anabranch.core.names import card, make
+from anabranch.core.delta import At, Params
+from anabranch.core.names import make
 from anabranch.core.route import Route
 from anabranch.engine.cache import recall, write_tensors
 from anabranch.engine.job import Head, Job, apply, joined, leaves_of
 from anabranch.engine.merging import taken
 from anabranch.engine.passes import Routes, encode, seeded
+from anabranch.engine.seen import seen
 from anabranch.engine.train import ROWS, Learner, Trainer
 from anabranch.errors import InputError
+from anabranch.settings import card
 
 TOGETHER = 8  # tasks in one step of the shared slot
 SAMPLE = 64  # rows of each task from which relate takes its gradient
@@ -59,15 +61,41 @@ def expand(trainer: Trainer, theta: dict[str, Tensor], copies: int) -> dict[str,
     return out
 
 
-def start(trainer: Trainer, slots: int = 1) -> dict[str, Tensor]:
-    """The numbers [slots, n] of fresh shared slots by table, and what a delta shares between slots."""
+def start(trainer: Trainer, slots: int = 1, jobs: Sequence[Job] = ()) -> dict[str, Tensor]:
+    """The numbers [slots, n] of fresh shared slots by table, and what a delta shares between slots.
+
+    A delta whose start needs f's weights or statistics of its inputs reads them from the training rows of ``jobs``.
+    """
     out: dict[str, Tensor] = {}
     for i, bank in enumerate(trainer.banks):
-        rows = [bank.flat(bank.fresh(seeded(trainer.seed, "shared slot", i, *([k] if k else [])))) for k in range(slots)]
+        known, rows = seen_by_all(trainer, bank, jobs), []
+        for k in range(slots):
+            rng, slot = seeded(trainer.seed, "shared slot", i, *([k] if k else [])), {}
+            for site in bank.sites:
+                p = bank.delta.init(site, rng, known.get(site.key))
+                keys = bank.gate.key(site, p, rng)  # those of slots that train together must not be the same
+                slot[site.key] = p | {f"key.{n}": t for n, t in keys.items()}
+            rows.append(bank.flat(slot))
         out |= {f"{i}.{table}": torch.stack([row[table] for row in rows]) for table in bank.slot_tables}
         if bank.tables["shared"].n:
             out[f"{i}.shared"] = bank.tables["shared"].data[1:].clone()
     return out
+
+
+def seen_by_all(trainer: Trainer, bank: Bank, jobs: Sequence[Job]) -> dict[str, Params]:
+    """What the bank's delta needs to begin (:func:`anabranch.engine.seen.seen`), each task counting the same."""
+    needs, total = bank.delta.needs, dict[str, Params]()
+    if needs and not jobs:
+        name = card(bank.delta)["method"].partition(".")[2]
+        raise InputError(
+            f"a shared slot of delta {name} begins at {', '.join(sorted(needs))} of its sites: pass the jobs that train it"
+        )
+    for job in jobs if needs else ():
+        found = seen(trainer.features, bank, job, needs - {"W"} if total else needs) or {}
+        total = {key: p | {n: p[n] + t for n, t in found[key].items()} for key, p in total.items()} if total else found
+        if needs == {"W"}:  # f's own, whatever the task
+            break
+    return {key: {n: t if n == "W" else t / len(jobs) for n, t in p.items()} for key, p in total.items()}
 
 
 def gradients(leaves: dict[str, Tensor], copies: int) -> Tensor:
@@ -83,7 +111,7 @@ def relate(trainer: Trainer, jobs: Sequence[tuple[Job, Head]]) -> Tensor:
     Positive: a first step for one task also lowers the loss of the other (Fifty et al. 2021, arXiv:2109.04617; Yu et al.
     2020, arXiv:2001.06782). From up to 64 rows of each task, so entries near 0 are noise.
     """
-    theta, rows = start(trainer), []
+    theta, rows = start(trainer, 1, [job for job, _ in jobs]), []
     for at in range(0, len(jobs), TOGETHER):
         group = jobs[at : at + TOGETHER]
         work = []
@@ -119,7 +147,7 @@ def share(
             if bank.tables["gate"].n:
                 numbers[f"{i}.gate"] = bank.tables["gate"].row(bank.gates(seeded(trainer.seed, job.name, "gate", i)))
         learners.append(Learner(job, numbers, epochs))
-    common, state = Learner(jobs[0][0], start(trainer, slots), epochs), None
+    common, state = Learner(jobs[0][0], start(trainer, slots, [m.job for m in learners]), epochs), None
     common.planned = epochs * len(rounds([[[0]] * learner.steps for learner in learners], most))
     saved = trainer.folder / f"shared-{key}.safetensors"
     if found := recall(saved):
@@ -130,7 +158,8 @@ def share(
         state = kept_state(tensors, note)
     while common.epoch < epochs:
         alike = learners[:1] * len(learners) if said.term else learners  # the same texts in the same order
-        for at_once in rounds([learner.batches(trainer.features, trainer.seed) for learner in alike], most):
+        batches = [learner.batches(trainer.features, trainer.seed) for learner in alike]
+        for at_once in rounds(batches, most, trainer.seed, common.epoch):
             work = [(learners[j], rows) for j, rows in at_once]
             state = step(trainer, common, work, balance, state)
         for learner in (common, *learners):
@@ -298,12 +327,19 @@ def step(trainer: Trainer, common: Learner, work: Sequence[tuple[Learner, list[i
     return state
 
 
-def rounds(batches: Sequence[list[list[int]]], most: int = TOGETHER) -> list[list[tuple[int, list[int]]]]:
-    """What each step trains: a batch of each task in turn while it has any, at most ``most`` tasks a step."""
+def rounds(batches: Sequence[list[list[int]]], most: int = TOGETHER, *place: Any) -> list[list[tuple[int, list[int]]]]:
+    """What each step trains: a batch of each task in turn while it has any, at most ``most`` tasks a step.
+
+    More tasks than that meet in groups of near the same size, drawn anew in each turn by ``place``, such as seed and pass.
+    """
     out = []
     for r in range(max(map(len, batches))):
         alive = [(j, rows[r]) for j, rows in enumerate(batches) if r < len(rows)]
-        out += [alive[at : at + most] for at in range(0, len(alive), most)]
+        order = torch.arange(len(alive))
+        if len(alive) > most > 1:
+            order = torch.randperm(len(alive), generator=seeded(*place, "rounds", r))
+        for group in order.tensor_split(-(-len(alive) // most)):
+            out.append([alive[j] for j in group.tolist()])
     return out
 
 

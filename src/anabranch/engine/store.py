@@ -16,13 +16,14 @@ from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
 from anabranch.core.bank import Bank, Tree
-from anabranch.core.names import card, make
+from anabranch.core.names import make
 from anabranch.core.site import Site, blocks, region
 from anabranch.core.site import site as site_of
 from anabranch.engine.backbone import Backbone
 from anabranch.engine.cache import checksum, digest, fits, read_json, read_tensors, recall, write, write_json, write_tensors
 from anabranch.engine.job import Head
 from anabranch.errors import InputError, WorkError, nearest
+from anabranch.settings import card
 from anabranch.task.kind._base import Post
 
 FORMAT = 1
@@ -180,6 +181,11 @@ def bank_of(entry: Mapping[str, Any], f: nn.Module) -> Bank:
         here = region(f, s.read, s.name, prefix, len(stack)) if s.read else site_of(f, s.name, s.role, prefix, len(stack))
         if here != s:
             raise ValueError(f"f has {here}, and not {s}")
+    if lost := {"own", "keys", "gate", "shared"} - entry["layout"].keys():
+        raise ValueError(f"a bank without the table {sorted(lost)[0]}")
+    there = {site for table, layout in entry["layout"].items() if table == "own" or table.startswith("fixed") for site in layout}
+    if there != {s.key for s in sites}:
+        raise ValueError(f"slots at {sorted(there)}, and not at the bank's sites")
     made = {}
     for family in ("delta", "gate"):
         name = entry[family]["method"].partition(".")[2]
@@ -195,7 +201,8 @@ def save(folder: Path, bundle: dict[str, Any]) -> None:
     """Makes these contents the bundle, in one rename, and then drops files that it no longer names."""
     bundle = {k: v for k, v in bundle.items() if k != "format"}
     write_json(folder / "bundle.json", {"format": FORMAT, "sum": digest(bundle)} | bundle)
-    entries = [*bundle["tasks"].values(), *bundle["banks"], bundle.get("shared") or {}]
+    parts = [bundle, *([bundle["experts"]] if bundle.get("experts") else [])]
+    entries = [entry for b in parts for entry in (*b["tasks"].values(), *b["banks"], b.get("shared") or {})]
     used = {name for t in entries for name in (t.get("file"), t.get("corpus"))}
     for path in folder.iterdir():
         if path.name != "bundle.json" and path.name not in used and path.suffix in (".safetensors", ".jsonl", ".part"):
