@@ -392,6 +392,21 @@ def test_a_wrong_merge_stops_before_the_engine(engine, capsys, spec: str, said: 
     assert said in capsys.readouterr().err and not engine.calls
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tasks", "a,"], "--tasks is a list such as a,b,c; a name in 'a,' is empty"),
+        (["--tasks", ""], "--tasks is a list such as a,b,c"),
+        (["--models", "a,", "--out", "there"], "--models is a list such as a,b,c; a name in 'a,' is empty"),
+        (["--models", "", "--out", "there"], "--models is a list such as a,b,c; a name in '' is empty"),
+        (["--models", " , a", "--out", "there"], "--models is a list such as a,b,c"),
+    ],
+)
+def test_a_list_with_an_empty_name_is_refused(engine, capsys, words: list[str], said: str):
+    assert run("merge", "out", "--merge", "ties", *words) == 2
+    assert said in capsys.readouterr().err and not engine.calls and not Path("there").exists()
+
+
 def test_export(engine, capsys):
     engine.answers["export"] = {"folder": "there", "files": ["a", "b"]}
     for words, form in (([], "merged"), (["--merged"], "merged"), (["--peft"], "peft")):

@@ -179,14 +179,14 @@ def merge(
     from anabranch.task.plan import method
 
     file = run.suffix in (".yml", ".yaml")
-    whole = file or models or (run / "config.json").is_file()
-    if whole and (tasks or name != "merged"):
+    whole = file or models is not None or (run / "config.json").is_file()
+    if whole and (tasks is not None or name != "merged"):
         raise InputError("--tasks and --name are of a RUN; whole models have neither")
     if not whole and (out or dtype):
         raise InputError(f"--{'out' if out else 'dtype'} is of merges of whole models; a RUN's goes to RUN/NAME")
-    if file and (merge or models):
+    if file and (merge or models is not None):
         raise InputError(f"{run.name} itself says what is merged and how: leave out --{'merge' if merge else 'models'}")
-    if whole and not file and not models:
+    if whole and not file and models is None:
         raise InputError(f"{run} is a model; with which others is it to be merged? Give --models A,B")
     if whole and not out:
         raise InputError("a merge of whole models is written to a new folder: give --out")
@@ -202,14 +202,22 @@ def merge(
         if out:
             from anabranch.engine import checkpoint, mergekit
 
-            folders = [Path(m.strip()) for m in (models or "").split(",")]
+            folders = [Path(m) for m in several("models", models)]
             found = (mergekit.merge_yaml(run, out, dtype=dtype, told=told) if file else
                      checkpoint.merge_folders(run, folders, spec, out, dtype=dtype, told=told))  # fmt: skip
             return found, table.facts(found)
         from anabranch.engine.change import merge as merged
 
-        found = merged(run, spec, tasks=[t.strip() for t in tasks.split(",")] if tasks else None, name=name, told=told)
+        found = merged(run, spec, tasks=several("tasks", tasks) or None, name=name, told=told)
     return found, table.merged(found)
+
+
+def several(option: str, text: str | None) -> list[str]:
+    """What an option lists as a,b,c; none where it is not given."""
+    listed = [] if text is None else [one.strip() for one in text.split(",")]
+    if not all(listed):
+        raise InputError(f"--{option} is a list such as a,b,c; a name in {text!r} is empty")
+    return listed
 
 
 @command(app)

@@ -4,6 +4,7 @@ import operator
 import types
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt
@@ -15,6 +16,28 @@ Fraction = Annotated[float, Interval(ge=0, lt=1)]  # a fraction in [0, 1): may b
 Count = Annotated[int, Ge(1)]  # a whole number, at least 1
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
+
+
+@dataclass(frozen=True)
+class Method:
+    """Says of a setting that it is a method of this family itself: a name, {name: settings}, or an object that is one."""
+
+    family: str
+
+    def check(self, value: Any, label: str) -> None:
+        from anabranch.core.names import make  # which reads ranges from here
+
+        if value is None or isinstance(value, (int, float, list)):
+            raise InputError(f"{label} is the name of a {self.family} or {{name: {{setting: value}}}}, got {value!r}")
+        try:
+            make(self.family, value)
+        except InputError as error:
+            raise InputError(f"{label}: {error}") from None
+
+
+Balance = Annotated[Any, Method("balance")]
+Merge = Annotated[Any, Method("merge")]
+DeltaKind = Annotated[Any, Method("delta")]
 
 _HOLDS = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
 
@@ -41,6 +64,9 @@ def within(value: Any, hint: Any, label: str) -> Any:
     plain = base in (int, float, bool, str, types.NoneType)
     if plain and (not isinstance(value, base) or (base is int and isinstance(value, bool))):
         raise InputError(wrong)
+    for bound in get_args(hint)[1:] if base is Any else ():
+        if isinstance(bound, Method):
+            bound.check(value, label)
     for edge, limit in edges(hint):
         if not _HOLDS[type(edge)](value, limit):
             share = limit == 1 and isinstance(edge, (Le, Lt)) and _HOLDS[type(edge)](value / 100, limit)
@@ -65,6 +91,8 @@ def words(hint: Any) -> str:
     if get_origin(hint) is not Annotated:
         plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a name", types.NoneType: "null"}
         return plain.get(hint, str(hint))
+    if isinstance(get_args(hint)[1], Method):
+        return f"a {get_args(hint)[1].family}"
     low, high, text = "(-inf", "inf)", words(get_args(hint)[0])
     for edge, limit in edges(hint):
         low = f"[{limit}" if isinstance(edge, Ge) else f"({limit}" if isinstance(edge, Gt) else low

@@ -4,15 +4,21 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from engine import _tiny as tiny
 
+from anabranch.cli import main
+from anabranch.core.fold import changes
+from anabranch.core.names import every, find
 from anabranch.engine import cache, change, store
 from anabranch.engine.cache import read_json, read_sealed
 from anabranch.engine.model import load
+from anabranch.engine.offer import elsewhere
 from anabranch.errors import InputError, WorkError
 
 ROWS = {kind: tiny.rows(kind, 6, seed=9) for kind in tiny.KINDS}
@@ -288,11 +294,12 @@ def slots_of(run, shared=False):
 
 
 @pytest.mark.parametrize(("more", "said"), [
-    ({"merge": "tall_masks"}, "keeps a slot for each task in a form of its own; .* such as ties"),
-    ({"merge": ["ties", "atm"]}, "'atm' trains in several stages"),
+    ({"merge": "tall_masks"}, "keeps a slot for each task in a form of its own; .* take one of adamerging, .*, ties, tsv"),
+    ({"merge": ["ties", "atm"]}, "merge atm trains in several stages"),
+    ({"merge": {"scalearn": {"steps": 1}}}, "merge scalearn gives each task a model of its own"),
     ({"merge": ["ties", "tis"]}, "no merge 'tis'; did you mean ties"),
     ({"merge": "mean", "delta": "prompt"}, "changes activations, not weights"),
-    ({"merge": "mean", "delta": ["lora", "ia3"]}, "one kind of delta"),
+    ({"merge": "mean", "delta": ["lora", "ia3"]}, "one kind of delta: .* anabranch merge RUN"),
 ])  # fmt: skip
 def test_merges_that_fit_cannot_offer_are_refused_before_the_work(tmp_path, more, said):
     with pytest.raises(InputError, match=said):
@@ -301,7 +308,7 @@ def test_merges_that_fit_cannot_offer_are_refused_before_the_work(tmp_path, more
 
 
 def test_a_merge_that_cannot_be_of_these_tasks_costs_no_work(tmp_path):
-    names, merges = ["classify", "pair", "regress"], ["slerp", {"scalearn": {"steps": 1}}]
+    names, merges = ["classify", "pair", "regress"], ["slerp", {"anisotropic": {"steps": 1, "each": True}}]
     found = read_json(made(tmp_path / "one", names, merge=[*merges, "mean"]) / "results.json")
     assert [*found["merged"]["valid"]] == ["mean"] and found["merged"]["method"]["method"] == "merge.mean"
     assert read_json(tmp_path / "one" / "merged" / "results.json")["valid"] == found["merged"]["valid"]
@@ -353,11 +360,149 @@ def test_what_cannot_be_merged(run, tmp_path):
     )
     with pytest.raises(InputError, match="changes activations, not weights"):
         change.merge(prompts, "mean")
-    several = made(tmp_path / "two", ["classify", "pair"], delta=["lora", "ia3"], stages=["features", "probe", "delta"])
-    with pytest.raises(InputError, match="one kind of delta"):
-        change.merge(several, "mean")
-    for out in (run, prompts, several):
+    mixed = made(tmp_path / "two", ["classify", "pair"], delta=["lora", "prompt"], stages=["features", "probe", "delta"])
+    with pytest.raises(InputError, match="changes activations, not weights"):
+        change.merge(mixed, "mean")
+    for out in (run, prompts, mixed):
         assert not (out / "merged").exists()
+
+
+NAMES = [
+    *("", ".", "..", "../x", "a/b", "a\\b", "a/", "-x", ".x", "x\n", "x\0", "x.", "a" * 61),
+    *("bundle", "Bundle", "work", "results.json", "report.html", "plan.json", "mine", "file", "link", "full", "broken"),
+]
+
+
+@pytest.fixture
+def unloaded(monkeypatch):
+    """Nothing heavy may be reached."""
+    monkeypatch.setattr(change, "load", lambda *_: pytest.fail("loads the model"))
+
+
+def held(run: Path) -> None:
+    """What somebody else may keep in a run's folder."""
+    (run / "mine").mkdir()
+    (run / "mine" / "notes.txt").write_text("mine")
+    (run / "file").write_text("mine")
+    merged = Path(shutil.copytree(run / "bundle", run / "full" / "bundle")).parent
+    bundle = store.open_bundle(merged)[1]
+    store.save(merged / "bundle", bundle | {"made": bundle["made"] | {"merge": "ties"}})
+    shutil.copytree(merged, run / "broken")
+    (merged / "notes.txt").write_text("mine")
+    (run / "broken" / "bundle" / "bundle.json").write_text("{")
+    (run / "link").symlink_to(run / "full")
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_merge_never_writes_over_what_is_there(run, capsys, name):
+    held(run)
+    before = tiny.files(run.parent)
+    with pytest.raises(
+        InputError, match="plain folder name, such as merged|something else than an earlier merge .*: take another"
+    ):
+        change.merge(run, "ties", name=name)
+    with pytest.raises(SystemExit) as ended:
+        main(["merge", str(run), "--merge", "ties", "--name", name])
+    assert ended.value.code == 2 and "such as merged" in capsys.readouterr().err
+    assert tiny.files(run.parent) == before
+
+
+def test_a_merge_takes_the_place_of_an_earlier_one(run):
+    change.merge(run, "mean", tasks=["classify", "pair"], name="two tasks-1.5")
+    for method in ("mean", "ties"):
+        change.merge(run, method, tasks=["classify", "regress"], name="two tasks-1.5")
+    assert store.open_bundle(run / "two tasks-1.5")[1]["made"]["merge"] == "ties"
+    assert set(load(run / "two tasks-1.5").tasks) == {"classify", "regress"} and load(run).tasks.keys() >= {"classify", "pair"}
+
+
+TAKEN = [n for n in every("merge") if not elsewhere(find(f"merge.{n}"))]
+
+
+@pytest.mark.parametrize("method", TAKEN)
+def test_every_merge_that_is_offered_works_on_a_run(run, method):
+    """With the rows of the run's plan where it asks for some."""
+    steps = {"steps": 2} if "steps" in signature(find(f"merge.{method}")).parameters else {}
+    found = change.merge(run, {method: steps}, tasks=["classify", "pair"])
+    assert found["tasks"]["pair"]["merged"] == scores(run / "merged", tiny.home() / "data")["pair"]
+
+
+@pytest.mark.parametrize("method", ["fisher", {"adamerging": {"steps": 2}}])
+def test_a_merge_of_a_run_is_the_one_of_the_plan(tmp_path, method):
+    """With rows of the same tasks in the same order, and of tasks in the middle of the bundle."""
+    names, stages = ["classify", "pair", "regress"], ["features", "probe", "delta"]
+    run = made(tmp_path / "run", names, merge=method, stages=stages)
+    change.merge(run, method, name="later")
+    offered, later = (store.parts_of(*next(iter(slots_of(run / n, shared=True))))[0] for n in ("merged", "later"))
+    assert offered.keys() == later.keys() and any(t.abs().max() > 0 for t in later.values())
+    for key, t in later.items():
+        assert torch.allclose(t.float(), offered[key].float(), rtol=0.02, atol=1e-4), key
+    change.merge(run, method, tasks=["regress", "pair"], name="other")
+    assert load(run / "other").tasks.keys() == {"regress", "pair"}
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize("method", [n for n in every("merge") if n not in TAKEN])
+def test_merges_that_make_no_single_model_are_refused_before_the_work(run, method):
+    why = "trains in several stages|keeps a slot for each task in a form of its own|gives each task a model of its own"
+    with pytest.raises(InputError, match=f"merge {method} ({why}); .*: take one of adamerging.*{method} runs from Python"):
+        change.merge(run, method)
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(("method", "tasks", "said"), [
+    ("ties", ["classify", "classify"], "classify is named twice"),
+    ("ties", ["pair", "classify", "pair"], "pair is named twice"),
+    ("ties", [], "at least two tasks with own deltas, got 0"),
+    ("slerp", None, "slerp merges 2 tasks, got 4: say which, as in --tasks classify,pair"),
+    ({"layer_swapping": {}}, None, "layer_swapping merges 2 tasks, got 4"),
+    ("fisher", ["gone", "pair"], "task gone: .*nowhere"),
+    ({"adamerging": {"steps": 1}}, ["unplanned", "pair"], "adamerging looks at rows .* none of unplanned: .* such as ties"),
+])  # fmt: skip
+def test_merges_of_these_tasks_that_cannot_be_are_refused_before_the_work(run, tmp_path, method, tasks, said):
+    folder, bundle = store.open_bundle(run)
+    if tasks and (tasks[0] in ("gone", "unplanned")):
+        bundle["tasks"][tasks[0]] = bundle["tasks"]["classify"]
+        bundle["made"]["plan"]["tasks"] |= {"gone": {"data": str(tmp_path / "nowhere")}}
+        store.save(folder, bundle)
+    with pytest.raises(InputError, match=said):
+        change.merge(run, method, tasks=tasks)
+
+
+def test_what_a_merge_finds_out_while_it_works_is_said(run, tmp_path):
+    for method, said in (
+        ({"consensus": {"least": 3}}, "consensus with least: 3 merges at least 3 tasks, got 2"),
+        ({"anisotropic": {"steps": 1, "each": True}}, "merge anisotropic gives each task a model of its own with these settings"),
+    ):
+        with pytest.raises(InputError, match=said):
+            change.merge(run, method, tasks=["classify", "pair"])
+    folder, bundle = store.open_bundle(run)
+    other = tiny.folder(tmp_path / "other", "pair")
+    bundle["made"]["plan"]["tasks"]["classify"] = {"data": str(other)}
+    store.save(folder, bundle)
+    with pytest.raises(InputError, match="task classify: its rows have other labels than when it was fitted"):
+        change.merge(run, "fisher", tasks=["classify", "pair"])
+    assert not (run / "merged").exists()
+
+
+def test_deltas_of_several_entries_are_merged_by_their_common_change_of_f(tmp_path):
+    delta = [
+        {"lora": {"rank": 2}, "at": "attention.query[-1:]"},
+        {"mask": {}, "at": ["attention.query[-1:]", "mlp.in[-1:]"], "lr": 1.0},
+    ]
+    names, stages = ["classify", "pair", "regress"], ["features", "probe", "delta"]
+    run = made(tmp_path / "run", names, delta=delta, stages=stages)
+    found, model = change.merge(run, "mean"), load(run)
+    f, asked = model.backbone.f, ["pair", "classify"]
+    each = [changes(f, bank, model.task(n).slot) for n in names for bank in model.banks]
+    merged = load(run / "merged")
+    whole = changes(f, merged.banks[0], 1)
+    assert len(model.banks) == 2 and len(whole) == 2 and found["tasks"].keys() == set(names)
+    for site, (dW, _) in whole.items():
+        want = sum(change[site][0] for change in each if site in change) / 3
+        assert want.abs().max() > 0 and torch.allclose(dW, want, rtol=0.01, atol=1e-4)  # stored in bf16
+    for method in ("fisher", {"adamerging": {"steps": 1}}):
+        assert change.merge(run, method, tasks=asked)["tasks"].keys() == set(asked)
 
 
 def test_changes_of_what_is_damaged_or_no_bundle(run, tmp_path):

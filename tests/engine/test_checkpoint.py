@@ -334,7 +334,8 @@ def peak():
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize(
-    "method", ["mean", "task_arithmetic", "ties", "dare", "dare_ties", "breadcrumbs", "model_stock", "metagpt"]
+    "method",
+    ["mean", "task_arithmetic", "ties", "dare", "dare_ties", "breadcrumbs", "model_stock", "metagpt", "della", "consensus"],
 )
 def test_memory_is_that_of_the_largest_tensor(tmp_path_factory, monkeypatch, method: str, threads: int):
     """At most (models + 2) times the largest tensor, in fp32; the models together are more than that."""
@@ -434,6 +435,8 @@ def test_other_keys_and_shapes_are_said(toy, tmp_path):
         ("slerp", 3, "slerp merges 2 models, got 3"),
         ("model_stock", 1, "model_stock merges at least 2 models, got 1"),
         ("ties", 0, "ties merges at least 1 models, got 0"),
+        ("consensus", 1, "consensus merges at least 2 models, got 1"),
+        ({"consensus": {"least": 5}}, 2, "consensus with least: 5 merges at least 5 tasks, got 2"),
         ("tiess", 2, "no merge 'tiess'; did you mean ties"),
         ({"ties": {"density": 20}}, 2, "for 20 per cent pass 0.2"),
         ({"task_arithmetic": {"scale": -1}}, 2, "scale is a number in"),
@@ -516,6 +519,8 @@ models:
         ("ties", "tiess", 1, "no merge_method 'tiess'; did you mean ties"),
         ("ties", "karcher", 1, "no merge_method 'karcher'"),
         ("base_model: base\n", "", 1, "ties needs base_model"),
+        ("merge_method: ties\n", "", 1, "the line merge_method: is missing: it names one of linear, slerp, .*ties"),
+        ("merge_method: ties\n", "merge_method:\n", 1, "the line merge_method: is missing"),
         ("base_model: base", "base_model: bass", 2, "no folder bass"),
         ("model: m1", "model: org/m1", 6, "no folder org/m1; a model of the hub is downloaded first"),
         ("model: m1", "model: 3", 6, "a model is a folder, got 3"),

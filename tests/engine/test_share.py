@@ -20,7 +20,18 @@ def test_rounds_take_a_batch_of_each_task_while_it_has_any():
     a, b, c = [[1], [2], [3]], [[4]], [[5], [6]]
     assert rounds([a, b, c]) == [[(0, [1]), (1, [4]), (2, [5])], [(0, [2]), (2, [6])], [(0, [3])]]
     many = rounds([[[0]] for _ in range(19)])
-    assert [len(r) for r in many] == [8, 8, 3] and [j for r in many for j, _ in r] == list(range(19))
+    assert [len(r) for r in many] == [7, 6, 6] and sorted(j for r in many for j, _ in r) == list(range(19))
+
+
+def test_of_many_tasks_every_two_meet_and_each_is_seen_as_often():
+    batches = [[[n] for n in range(5)] for _ in range(16)]
+    passes = [rounds(batches, 8, 0, epoch) for epoch in range(5)]
+    assert passes == [rounds(batches, 8, 0, epoch) for epoch in range(5)] and passes[0] != passes[1] != rounds(batches, 8, 1, 1)
+    met = {(a, b) for steps in passes for step in steps for a, _ in step for b, _ in step}
+    assert len(met) == 16 * 16 and all(len(step) == 8 for steps in passes for step in steps)
+    for steps in passes:  # each task's batches once and in their own order
+        assert all([rows for step in steps for j, rows in step if j == task] == batches[task] for task in range(16))
+    assert rounds(batches, 1)[:16] == [[(j, [0])] for j in range(16)]  # where none meet, in turn
 
 
 def test_gradients_of_each_task_come_from_one_backward(tmp_path):

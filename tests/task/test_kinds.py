@@ -93,6 +93,26 @@ def test_choices_of_different_numbers() -> None:
     assert pred == [1, 2] and [len(s) for s in scores] == [2, 3]
 
 
+def test_the_entropy_of_an_answer_is_that_of_its_own_distribution() -> None:
+    """By hand: log of the number of equal choices; of labels the mean of yes or no; none for numbers and vectors."""
+    a, quarter = math.log(2), -0.25 * math.log(0.25) - 0.75 * math.log(0.75)
+    two, three = torch.zeros(1, 2), torch.zeros(1, 3)
+    torch.testing.assert_close(kinds.find("classify")(AB).entropy(three, [1]), torch.tensor([math.log(3)]))
+    torch.testing.assert_close(kinds.find("tag")(AB[:2]).entropy(two.repeat(3, 1), [2, 1]), torch.full((3,), a))
+    torch.testing.assert_close(kinds.find("pair")(AB, True).entropy(three, [2]), torch.tensor([math.log(3)]))
+    out = torch.tensor([[0.0, -math.log(3), 90.0]])  # 1/2, 1/4 and sure
+    torch.testing.assert_close(kinds.find("multilabel")(AB).entropy(out, [1]), torch.tensor([(a + quarter) / 3]))
+    scores = torch.zeros(5, 1, requires_grad=True)  # of a row of two choices and one of three
+    found = kinds.find("choice")().entropy(scores, [3, 4])
+    torch.testing.assert_close(found.detach(), torch.tensor([a, math.log(3)]))
+    found.sum().backward()
+    assert scores.grad is not None and scores.grad.isfinite().all()
+    numbers = [], True, [0.0], [1.0]
+    assert kinds.find("pair")(*numbers).entropy(torch.zeros(1, 1), [2]) is None
+    assert kinds.find("regress")(*numbers).entropy(torch.zeros(1, 1), [1]) is None
+    assert kinds.find("retrieve")().entropy(two, [1]) is None
+
+
 def test_tags_are_cut_where_f_stops_reading() -> None:
     kind = kinds.find("tag")(AB)
     out = torch.tensor([[9.0, 0, 0], [0, 9.0, 0], [0, 0, 9.0]])

@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -67,13 +67,25 @@ def balancer(name: str, kind: type[Any]) -> Callable[..., Any]:
 
 def made(name: str, kind: type[Any], tasks: int, settings: dict[str, Any]) -> Any:
     filled = {FILLED: tasks} if FILLED in inspect.signature(kind).parameters else {}
-    lists = {n: torch.tensor(v, dtype=torch.float32) if isinstance(v, list | tuple) else v for n, v in settings.items()}
+    lists = {n: listed(f"balance {name}: {n}", v) if isinstance(v, list | tuple) else v for n, v in settings.items()}
+    hints = get_type_hints(kind.__init__)
+    for n, v in lists.items():
+        kinds = get_args(hints[n]) or (hints[n],)
+        if Tensor in kinds and not isinstance(v, (*kinds, *[int] * (float in kinds))):
+            raise InputError(f"balance {name}: {n} is a list of numbers such as [0.5, 0.5], got {v!r:.60}")
     try:
         return kind(**filled, **lists)
     except ImportError as error:
         raise InputError(f"balance {name} needs an extra of TorchJD that is not installed: {error}") from None
     except ValueError as error:
         raise InputError(f"balance {name}: {error}") from None
+
+
+def listed(label: str, values: Any) -> Tensor:
+    try:
+        return torch.tensor(values, dtype=torch.float32)
+    except (TypeError, ValueError):
+        raise InputError(f"{label} is a list of numbers such as [0.5, 0.5], got {values!r:.60}") from None
 
 
 def memory(aggregator: Any) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from anabranch.balance._common import State, gradients, within
 from anabranch.core.balance import Point
-from anabranch.types import Positive
+from anabranch.types import Balance, Positive
 
 rows = ("flat-mtl",)
 
 
-def flat_mtl(state: State, point: Point, *, inner: Any = "pcgrad", rho: Positive = 0.05) -> tuple[Tensor | None, dict[str, Any]]:
+def flat_mtl(
+    state: State, point: Point, *, inner: Balance = "pcgrad", rho: Positive = 0.05
+) -> tuple[Tensor | None, dict[str, Any]]:
     grads = gradients(point)
     away = point.theta + rho * torch.nn.functional.normalize(grads, dim=1, eps=1e-30)  # [r, n]: each task at its own
     flat = gradients(point._replace(theta=away)) - grads

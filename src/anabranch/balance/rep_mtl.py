@@ -20,14 +20,14 @@ from anabranch.core.balance import Point
 from anabranch.core.delta import At
 from anabranch.core.names import make
 from anabranch.errors import InputError
-from anabranch.types import NonNegative
+from anabranch.types import Balance, NonNegative
 
 rows = ("rep-mtl",)
 TAU = 0.1
 
 
 def rep_mtl(
-    state: State, point: Point, *, inner: Any = "equal", tsr: NonNegative = 0.1, csa: NonNegative = 0.1
+    state: State, point: Point, *, inner: Balance = "equal", tsr: NonNegative = 0.1, csa: NonNegative = 0.1
 ) -> tuple[Tensor | None, dict[str, Any]]:
     weights = {"term:tsr": tsr, "term:csa": csa}
     own = [i for i, name in enumerate(point.names) if name not in weights]

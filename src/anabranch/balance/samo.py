@@ -16,13 +16,13 @@ from torch.nn.functional import normalize
 
 from anabranch.balance._common import State, draw, gradients, within
 from anabranch.core.balance import Point
-from anabranch.types import Fraction, Positive
+from anabranch.types import Balance, Fraction, Positive
 
 rows = ("samo",)
 
 
 def samo(
-    state: State, point: Point, *, inner: Any = "mean", rho: Positive = 0.05, beta: Fraction = 0.1, mu: Positive = 0.01,
+    state: State, point: Point, *, inner: Balance = "mean", rho: Positive = 0.05, beta: Fraction = 0.1, mu: Positive = 0.01,
     seed: int = 0,
 ) -> tuple[Tensor | None, dict[str, Any]]:  # fmt: skip
     theta = point.theta

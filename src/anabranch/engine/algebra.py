@@ -1,6 +1,6 @@
 """Many deltas into one (``merge``), two state dicts into a delta (``difference``), a dense slot into a low rank (``factor``)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from anabranch.core.bank import Bank, Tree
 from anabranch.core.fold import Change, changes
 from anabranch.core.names import make
-from anabranch.core.site import Site, find
+from anabranch.core.site import Site, blocks, find, region
+from anabranch.core.site import site as site_of
 from anabranch.errors import InputError
 
 
@@ -22,6 +23,8 @@ def merge(f: nn.Module, parts: Sequence[tuple[Bank, int]], combine: Callable[...
     """
     if not parts:
         raise InputError("nothing to merge: give at least one slot")
+    for bank in {id(bank): bank for bank, _ in parts}.values():
+        placed(f, bank)
     found = [changes(f, bank, slot) for bank, slot in parts]
     for (_, slot), change in zip(parts, found, strict=True):
         bad = [k for k, c in change.items() if any(t is not None and not torch.isfinite(t).all() for t in c)]
@@ -43,12 +46,40 @@ def merge(f: nn.Module, parts: Sequence[tuple[Bank, int]], combine: Callable[...
     return dense_bank(sites, tree)
 
 
+def summed(f: nn.Module, banks: Sequence[Bank], slots: Sequence[int]) -> Bank:
+    """Dense slots 1, 2, ...: each changes f as one of ``slots`` of all banks together, which do not see each other."""
+    if len({bank.stage for bank in banks}) > 1:
+        raise InputError("deltas of several stages see each other, so their changes of f do not add up; merge those of one stage")
+    made, *others = [merge(f, [(bank, slot) for bank in banks], lambda rows, *_: rows.sum(0)) for slot in slots]
+    made.add([one.take(1) for one in others])
+    return made
+
+
+def placed(f: nn.Module, bank: Bank) -> None:
+    """InputError where a site of the bank is none of f, or one of other widths: then it was made for another backbone."""
+    names, (prefix, stack) = {n for n, _ in f.named_modules()}, blocks(f)
+    for s in bank.sites:
+        lost = [n for n in (s.name, *([s.read] if s.read else [])) if n not in names]
+        if lost:
+            raise InputError(f"the bank is of another backbone: {type(f).__name__} has no module {lost[0]}")
+        here = region(f, s.read, s.name, prefix, len(stack)) if s.read else site_of(f, s.name, s.role, prefix, len(stack))
+        if (here.kind, here.d_in, here.d_out) != (s.kind, s.d_in, s.d_out):
+            raise InputError(
+                f"the bank is of another backbone: at {s.key} it goes from {s.d_in} to {s.d_out} numbers ({s.kind}), "
+                f"{type(f).__name__} from {here.d_in} to {here.d_out} ({here.kind})"
+            )
+
+
 def difference(f: nn.Module, state: Mapping[str, Tensor], at: Any = "*") -> Bank:
     """The task vector ``state - f`` as a bank of one dense slot; InputError names keys or shapes that differ."""
     base = f.state_dict()
-    odd = sorted(set(base) ^ set(state)) or [k for k in base if base[k].shape != state[k].shape]
+    lacks = [f"{who} lacks {some(b.keys() - a.keys())}"
+             for who, a, b in (("f", base, state), ("the state dict", state, base)) if b.keys() - a.keys()]  # fmt: skip
+    if lacks:
+        raise InputError(f"the state dict is not one of f's architecture: {'; '.join(lacks)}")
+    odd = next((k for k in base if base[k].shape != state[k].shape), None)
     if odd:
-        raise InputError(f"the state dicts differ in keys or shapes: {', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''}")
+        raise InputError(f"{odd} is {list(base[odd].shape)} in f and {list(state[odd].shape)} in the state dict")
     sites = [s for s in find(f, at) if s.kind != "module"]
     held = {f"{s.name}.{n}" for s in sites for n in ("weight", "bias")}
     lost = [k for k in base if at == "*" and k not in held and not torch.equal(base[k], state[k])]
@@ -92,6 +123,11 @@ def dense_bank(sites: Sequence[Site], tree: Tree) -> Bank:
     bank.adopt(tree, {}, {})
     bank.add([tree])
     return bank
+
+
+def some(names: Iterable[str]) -> str:
+    first = sorted(names)
+    return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")
 
 
 def _rows(parts: Sequence[Tensor | None], like: Tensor | None) -> Tensor:

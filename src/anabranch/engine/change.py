@@ -1,23 +1,36 @@
 """Changing a bundle: ``add`` and ``remove`` tasks, ``merge`` their deltas, ``export`` one. Other tasks' bits never change."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from os.path import lexists
 from pathlib import Path
+from sys import modules
 from typing import Any
 
 import torch
 
 from anabranch.core.bank import Bank
-from anabranch.core.names import make
 from anabranch.engine import exchange, store
 from anabranch.engine.algebra import merge as merge_slots
+from anabranch.engine.algebra import summed
 from anabranch.engine.cache import read_sealed, sealed, write_json
+from anabranch.engine.features import Features
 from anabranch.engine.fit import fit
+from anabranch.engine.given import dicts
+from anabranch.engine.job import job_of
+from anabranch.engine.merging import merged, method_of, needs_of
 from anabranch.engine.model import Model, load
+from anabranch.engine.offer import NAME, single, written
 from anabranch.engine.offer import told as told_of
-from anabranch.engine.offer import written
 from anabranch.engine.run import Told
-from anabranch.errors import InputError, nearest
-from anabranch.task.plan import read_plan
+from anabranch.errors import InputError, WorkError, nearest
+from anabranch.task.data import Task, load_task
+from anabranch.task.metrics import score
+from anabranch.task.plan import Plan, read_plan
+
+HELD = ("bundle", "work", "results.json", "report.html", "plan.json")  # of a run
+MERGED = {"bundle", "results.json", "report.html"}  # of a merge
 
 
 def add(run: Path, plan: Any, *, on_error: str = "stop", told: Told | None = None) -> dict[str, Any]:
@@ -80,59 +93,123 @@ def remove(run: Path, task: str) -> dict[str, Any]:
     if shared:
         users = [n for n in shared["tasks"] if n != task]
         bundle["shared"] = shared | {"tasks": users} if users else None
+        if not users:  # nor does anybody answer through a gate over slots of its own
+            bundle["banks"] = bundle["banks"][: shared.get("bank")]
+    if "experts" in bundle:
+        bundle["experts"]["tasks"].pop(task, None)
     store.save(folder, bundle)
     return _retold(Path(run), {}, (task,))
 
 
-def merge(run: Path, method: str | dict[str, Any], *, tasks: Sequence[str] | None = None, name: str = "merged",
+def merge(run: Path, method: str | dict[str, Any], *, tasks: Sequence[str] | None = None, name: str = NAME,
           told: Told | None = None) -> dict[str, Any]:  # fmt: skip
     """Merges tasks' own slots into one and measures it against them on the tasks' test rows.
 
     Writes ``RUN/<name>/bundle``: the same tasks and heads, one slot. ``{"tasks": {task: {"single", "merged"}},
-    "mean_single", "mean_merged", "kilobytes_saved", "bundle"}``. Deltas that change weights become one dense slot.
+    "mean_single", "mean_merged", "kilobytes_saved", "bundle"}``. Deltas that change weights become one dense slot; of several
+    entries their sum. Merges that look at rows read those of the run's plan. InputError, before anything is computed or
+    written, for a ``name`` that the run holds something else under and for a merge that makes no single model.
     """
     run = Path(run)
+    bundle, combine = store.open_bundle(run)[1], single(method)
+    out, chosen, plan = vacant(run, name), chosen_of(bundle, tasks), read_plan(bundle["made"]["plan"])
+    looks = asked(combine, chosen, plan)
+    data = {n: load_task(n, plan.tasks[n], seed=plan.seed, strict=plan.strict) for n in chosen if n in plan.tasks}
     model = load(run)
-    combine = make("merge", method)
-    chosen = list(tasks or [n for n, t in model.tasks.items() if t["rung"] == "delta"])
-    slots = {n: model.task(n).slot for n in chosen}
-    without = [n for n, slot in slots.items() if not slot]
-    if without:
-        raise InputError(f"{without[0]} answers from the probe and has no delta to merge; choose tasks whose rung is delta")
-    if len(chosen) < 2:
-        raise InputError(f"a merge needs at least two tasks with own deltas, got {len(chosen)}")
-    backbone = model.backbone
-    bank = together(model, slots, combine)
+    one = together(model, chosen, combine, data if looks else None)
     entries = {n: (s.record, s.head, s.post, s.corpus) for n, s in model.served.items() if n in chosen}
-    bundle, size = written(run / name, bank, model.bundle, {n: entries[n] for n in chosen}, method)
+    made, size = written(out, one, model.bundle, {n: entries[n] for n in chosen}, method)
     old = sum(store.size(store.parts_of(model.folder, model.tasks[n]["file"])[0]) for n in chosen)
-    merged = Model(run / name / "bundle", bundle, backbone)
-    found, plan = {}, read_plan(model.bundle["made"]["plan"])
+    merged, found = Model(out / "bundle", made, model.backbone), {}
     for i, n in enumerate(chosen):
         if told:
             told("merge", i, len(chosen), n)
-        if n not in plan.tasks:
-            continue
-        single, both = model.tasks[n]["test"], _test(merged, n, plan)
-        found[n] = {"single": single, "merged": both}
-    return told_of(run / name, found, old - size)
+        if n in data:
+            found[n] = {"single": model.tasks[n]["test"], "merged": _test(merged, n, data[n])}
+    return told_of(out, found, old - size)
 
 
-def together(model: Model, slots: dict[str, int], combine: Any) -> Bank:
-    """One dense slot from the tasks' slots over all banks of the model."""
-    parts = [(bank, slot) for bank in model.banks for slot in slots.values()]
-    if len(model.banks) > 1:
-        raise InputError("merge works on bundles with one kind of delta; fit with one delta entry")
+def asked(combine: Any, names: Sequence[str], plan: Plan) -> bool:
+    """Whether the merge looks at rows of the tasks. InputError where it takes another number of tasks, or rows are wanting."""
+    own = method_of(combine)
+    kind = modules[own.__module__]
+    name, (least, most) = kind.__name__.rpartition(".")[2], vars(kind).get("takes", (2, None))
+    if not least <= len(names) <= (most or len(names)):
+        count = least if least == most else f"at least {least}"
+        raise InputError(f"{name} merges {count} tasks, got {len(names)}: say which, as in --tasks {','.join(names[:least])}")
+    looks = bool(needs_of(combine)) or next(iter(signature(own).parameters)) == "trees"
+    if looks and (without := [n for n in names if n not in plan.tasks]):
+        raise InputError(
+            f"{name} looks at rows of the tasks, and the run's plan names none of {without[0]}: take a merge that asks for none, "
+            "such as ties"
+        )
+    return looks
+
+
+def vacant(run: Path, name: str) -> Path:
+    """The folder that a merge of this name may write: a new one, or an earlier merge's."""
+    out = run / name
+    if not re.fullmatch(r"\w([\w .+-]{0,58}[\w+-])?", name):
+        raise InputError(f"a merge's name is one plain folder name, such as {NAME} or ties-3, got {name!r}")
+    if name.lower() in HELD or (lexists(out) and not earlier(out)):
+        raise InputError(f"{out} is something else than an earlier merge and stays as it is: take another name, such as {NAME}-2")
+    return out
+
+
+def earlier(out: Path) -> bool:
+    """Whether a folder is a merge's and holds nothing beside."""
+    try:
+        folder, bundle = store.open_bundle(out)
+        there = {p.name for p in out.iterdir()}
+        return not out.is_symlink() and folder == out / "bundle" and "merge" in bundle["made"] and there <= MERGED
+    except (InputError, WorkError, OSError):
+        return False
+
+
+def chosen_of(bundle: Mapping[str, Any], tasks: Sequence[str] | None) -> list[str]:
+    """The tasks to merge: those named, each once, or all that have slots of their own."""
+    records = bundle["tasks"]
+    chosen = [n for n, t in records.items() if t["rung"] == "delta"] if tasks is None else list(tasks)
+    for i, n in enumerate(chosen):
+        if n not in records:
+            raise InputError(f"no task {n!r} in this bundle{nearest(n, records)}")
+        if n in chosen[:i]:
+            raise InputError(f"{n} is named twice: a task is merged once, with others")
+        if records[n]["rung"] != "delta":
+            where = "the probe" if records[n]["rung"] == "probe" else "what tasks share"
+            raise InputError(f"{n} answers from {where} and has no delta to merge; choose tasks whose rung is delta")
+    if len(chosen) < 2:
+        raise InputError(f"a merge needs at least two tasks with own deltas, got {len(chosen)}")
+    return chosen
+
+
+def together(model: Model, names: Sequence[str], combine: Any, data: Mapping[str, Task] | None) -> Bank:
+    """One dense slot from the tasks' slots over all banks of the model; ``data`` for merges that look at rows."""
+    f, own = model.backbone.f, model.banks[: (model.bundle.get("shared") or {}).get("bank")]
+    slots = [model.served[n].slot for n in names]
     with torch.no_grad():
-        return merge_slots(model.backbone.f, parts, combine)
+        if data is None and len(own) == 1:
+            return merge_slots(f, [(own[0], slot) for slot in slots], combine)
+        bank, slots = summed(f, own, slots), list(range(1, len(slots) + 1))
+        if data is None:
+            return merge_slots(f, [(bank, slot) for slot in slots], combine)
+    features = Features(model.backbone, None, model.tail)
+    jobs = [job_of(data[n], features) for n in names]
+    for job, n in zip(jobs, names, strict=True):
+        if job.kind.labels != model.served[n].kind.labels:
+            raise InputError(f"task {n}: its rows have other labels than when it was fitted; fit it again, then merge")
+    heads, name = [model.able(n).head for n in names], method_of(combine).__name__
+    try:
+        made = merged(features, jobs, heads, bank, combine, seed=model.bundle["made"]["seed"])
+    except InputError as error:
+        raise InputError(f"merge {name}: {error}") from None
+    if any(made.after) or len(set(made.slots)) > 1:
+        raise InputError(f"merge {name} gives each task a model of its own with these settings, and a bundle takes one for all")
+    return made.bank
 
 
-def _test(model: Model, name: str, plan: Any) -> float:
-    from anabranch.engine.given import dicts
-    from anabranch.task.data import load_task
-    from anabranch.task.metrics import score
-
-    served, task = model.task(name), load_task(name, plan.tasks[name], seed=plan.seed, strict=plan.strict)
+def _test(model: Model, name: str, task: Task) -> float:
+    served = model.task(name)
     pred, scores = model.answers([(served, dicts(task.test))])[0]
     real = None if served.kind.words or not served.kind.labels else scores
     return score(served.record["metric"], task.test.label, pred, real, served.record["labels"])

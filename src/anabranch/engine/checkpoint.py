@@ -3,7 +3,7 @@
     out = base + combine([model_j - base for j])      in fp32, then in the base's dtype
 
 Tensors are read through memory maps and written as they are made. At most (models + 2) times the largest tensor, in fp32, is
-in memory; methods that decompose matrices, rank neurons or mask by comparison (their files say so) need their own room on top.
+in memory; methods that decompose matrices (their files say so) need their own room on top.
 """
 
 import json

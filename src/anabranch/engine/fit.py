@@ -18,7 +18,7 @@ from torch import get_num_threads
 
 from anabranch.core.bank import Bank
 from anabranch.core.gate import Gate
-from anabranch.core.names import card, make
+from anabranch.core.names import make
 from anabranch.core.site import Site, find
 from anabranch.engine import fewshot, linear
 from anabranch.engine.backbone import Backbone, backbone_of
@@ -30,14 +30,16 @@ from anabranch.engine.offer import NAME, merges_of, offer, weighed
 from anabranch.engine.passes import seeded
 from anabranch.engine.profile import profile
 from anabranch.engine.recipe import jointly, unpacked
+from anabranch.engine.rehearse import rehearsed
 from anabranch.engine.result import finish, numbers_of, results_of, served
 from anabranch.engine.run import Run, Told, epochs_of, estimate
-from anabranch.engine.seen import seen
+from anabranch.engine.seen import delta_for, seen
 from anabranch.engine.share import fitting, over, relate
 from anabranch.engine.train import TOKENS, Learner, Trainer
 from anabranch.engine.workers import drained, each
 from anabranch.errors import InputError, WorkError
 from anabranch.report import html
+from anabranch.settings import card
 from anabranch.task.data import Task, load_task
 from anabranch.task.plan import STAGES, Plan, read_plan
 
@@ -62,6 +64,7 @@ def fit(
     if not plan.tasks:
         raise InputError("the plan has no tasks: add one under tasks:, for example  intent: {data: data/intent}")
     stages, merges = stages_of(plan), merges_of(plan)
+    make("balance", plan.balance or "mean")  # InputError before anything is written
     if not dry:
         claim(out, plan, resume, overwrite)
     tasks = {}
@@ -78,6 +81,8 @@ def fit(
     store = Features(backbone, out / "work" / "features", depth)
     run = Run(plan, out, told, machine, tasks, backbone, store, banks, rates, gated_of(plan, banks, list(tasks)), notes=notes)
     run.jobs = {name: job_of(task, run.features) for name, task in tasks.items()}
+    if plan.balance is not None and "share" in stages:
+        notes += balanced(run)
     if dry:
         return estimate(run, stages)
     write_json(run.work / "profile.json", sealed(machine))
@@ -158,7 +163,7 @@ def banks_of(plan: Plan, backbone: Backbone, tasks: dict[str, Task], notes: list
     for i, entry in enumerate(entries):
         entry = {entry: {}} if isinstance(entry, str) else dict(entry)
         at, lr = entry.pop("at", None), entry.pop("lr", None)
-        made = make("delta", entry)
+        made = delta_for(backbone.f, entry)
         sites = find(backbone.f, at) if at else upper(backbone, made.at)
         bank = Bank.make(made, gate, sites, seeded(plan.seed, "bank", i))
         rank = getattr(made, "rank", 1)
@@ -173,6 +178,15 @@ def banks_of(plan: Plan, backbone: Backbone, tasks: dict[str, Task], notes: list
     return banks, rates
 
 
+def balanced(run: Run) -> list[str]:
+    """Notes on a balance that will do nothing; InputError for one that cannot be of these tasks."""
+    gate, jobs = make("gate", run.plan.gate), list(run.jobs.values())
+    if gate.library:
+        return [f"balance {run.plan.balance!r} does nothing: gate {run.plan.gate!r} takes slots that were trained alone"]
+    shares = not gate.plain or any(bank.tables["shared"].n for bank in run.banks)
+    return rehearsed(run.plan.balance, jobs, gate.groups(list(run.jobs)), lambda: trainer_of(run, run.gated), shares)
+
+
 def gated_of(plan: Plan, banks: list[Bank], tasks: Sequence[str]) -> list[Bank]:
     """The banks of the shared rung: one slot for all tasks, or the plan's gate over slots of its own or over a library."""
     gate = make("gate", plan.gate)
@@ -181,7 +195,10 @@ def gated_of(plan: Plan, banks: list[Bank], tasks: Sequence[str]) -> list[Bank]:
         return banks
     routes = len(tasks) if gate.library else slots_of(gate)
     if (gate.top or 1) > routes:
-        raise InputError(f"gate {card(gate)['method'].partition('.')[2]} keeps {gate.top} slots a row, there are {routes}")
+        name = card(gate)["method"].partition(".")[2]
+        raise InputError(
+            f"gate {name} keeps {gate.top} slots a row, there are {routes}: write gate: {{{name}: {{top: {routes}}}}}, or fewer"
+        )
     made = (Bank.make(b.delta, gate, b.sites, seeded(plan.seed, "gated", i), None, b.stage, routes) for i, b in enumerate(banks))
     return [fitting(bank) for bank in made]
 

@@ -184,7 +184,9 @@ class Request:
                 raise self.wrong(f"{key} is not supported: merges here are of whole models, with the base's tokenizer", key)
             if key not in KEYS:
                 raise self.wrong(f"unknown key {key!r}{nearest(key, KEYS)}", key)
-        self.name = str(data.get("merge_method"))
+        if data.get("merge_method") is None:
+            raise self.wrong(f"the line merge_method: is missing: it names one of {', '.join(KINDS)}", "merge_method")
+        self.name = str(data["merge_method"])
         if self.name not in KINDS:
             raise self.wrong(f"no merge_method {self.name!r}{nearest(self.name, KINDS)}", "merge_method")
         if data.get("tokenizer_source", "base") not in ("base", data.get("base_model")):

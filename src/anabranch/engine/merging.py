@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -17,12 +17,13 @@ from anabranch.core.site import Site
 from anabranch.engine.algebra import dense_bank, merge
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, Part, apply, joined
-from anabranch.engine.passes import Slot, encode, seeded
+from anabranch.engine.passes import Slot, encode, learned, said, seeded
 from anabranch.engine.seen import seen
 from anabranch.errors import InputError
 from anabranch.merge._look import Look
 
 FEW = 64  # rows of each task that a merge may look at
+AMONG = 8  # rows of a query's batch, where its loss compares it with others
 
 
 @dataclass(frozen=True)
@@ -100,24 +101,26 @@ def statistics(features: Features, jobs: Sequence[Job], heads: Sequence[Head], b
 
 
 def fisher(features: Features, job: Job, head: Head, bank: Bank, slot: int, few: int) -> Tree:
-    """Mean over rows of the squared gradient of the log loss, under the task's own slot (the empirical Fisher's diagonal)."""
+    """Mean over rows of the squared gradient of the log loss, under the task's own slot (the empirical Fisher's diagonal).
+
+    The loss of a query is one among other queries' documents: it is taken in batches of near ``AMONG``.
+    """
     made = dense_bank(bank.sites, dense(features.backbone.f, bank, slot))
     adapted = Adapted(features.backbone.f, [made], features.tail)
     row, total = made.tables["own"].data[1], torch.zeros(made.tables["own"].n)
-    part = job.parts["train"]
+    part, n = job.parts["train"], min(few, len(job.parts["train"]))
     with torch.enable_grad():
-        for r in range(min(few, len(part))):
+        for rows in torch.arange(n).tensor_split(-(-n // (AMONG if job.documents else 1))):
             leaf = torch.stack([torch.zeros_like(row), row]).requires_grad_()
             adapted.sources[0]["own"] = leaf
-            losses(features, adapted, job, head, taken(part, [r])).sum().backward()
-            assert leaf.grad is not None
-            total += leaf.grad[1].square() / min(few, len(part))
+            for loss in losses(features, adapted, job, head, taken(part, rows.tolist())):
+                total += torch.autograd.grad(loss, leaf, retain_graph=True)[0][1].square() / n
     return made.tables["own"].split(total)
 
 
 def taken(part: Part, rows: Sequence[int]) -> Part:
-    return Part([part.units[r] for r in rows], part.y[list(rows)] if isinstance(part.y, Tensor) else [part.y[r] for r in rows],
-                [part.labels[r] for r in rows])  # fmt: skip
+    y = part.y[list(rows)] if isinstance(part.y, Tensor) else [part.y[r] for r in rows if part.y]  # kind generate has none
+    return Part([part.units[r] for r in rows], y, [part.labels[r] for r in rows])
 
 
 def inputs_of(features: Features, adapted: Adapted, job: Job, part: Part) -> tuple[Tensor, list[int]]:
@@ -128,7 +131,10 @@ def inputs_of(features: Features, adapted: Adapted, job: Job, part: Part) -> tup
 
 
 def losses(features: Features, adapted: Adapted, job: Job, head: Head, part: Part) -> Tensor:
-    x, counts = inputs_of(features, adapted, job, part)
+    """[n] of the rows, as in training: a query beside its document, a text with the answer in it (of these the mean, [1])."""
+    if job.kind.speaks:
+        return said(features, adapted, job, [row[0] for row in part.units], 1)[None]
+    x, counts = inputs_of(features, adapted, job, replace(part, units=learned(job, part)))
     return job.kind.loss(apply(head, x), part.y, counts)
 
 
@@ -154,16 +160,26 @@ def look_of(features: Features, jobs: Sequence[Job], heads: Sequence[Head], site
     def labelled(job: Job, head: Head, part: Part) -> Tensor:
         return losses(features, adapted, job, head, part).mean()
 
-    def entropy(job: Job, head: Head, part: Part) -> Tensor:
-        p = torch.log_softmax(apply(head, inputs_of(features, adapted, job, part)[0]), -1)
-        return -(p.exp() * p).sum(-1).mean()
+    def entropies(tree: Tree) -> Tensor:
+        enter(tree)
+        found = []
+        for job, head, part in zip(jobs, heads, parts, strict=True):
+            x, counts = inputs_of(features, adapted, job, part)
+            found.append(job.kind.entropy(apply(head, x), counts))
+        if all(of_job is None for of_job in found):
+            names = ", ".join(f"{job.name} ({job.task.kind})" for job in jobs)
+            raise InputError(
+                f"it learns from the entropy of answers, which only classes, labels and choices have; got {names}: "
+                "take anisotropic with objective: labels, or a merge without data, such as ties"
+            )
+        return torch.stack([torch.zeros(()) if of_job is None else of_job.mean() for of_job in found])
 
     def vectors(tree: Tree, j: int) -> Tensor:
         enter(tree)
         units = [u for row in parts[j].units for u in row]
         return torch.cat(encode(features, adapted, units, [1] * len(units), jobs[j].kind.words))
 
-    return Look(losses=lambda tree, j=None: each(tree, labelled, j), entropies=lambda tree: each(tree, entropy), features=vectors,
+    return Look(losses=lambda tree, j=None: each(tree, labelled, j), entropies=entropies, features=vectors,
                 own=lambda j: trees[j], f=features.backbone.f, sites=list(sites), rng=seeded(seed, "look"))  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from anabranch.core.balance import Balancer, Point
 from anabranch.core.bank import Bank
 from anabranch.core.names import make
 from anabranch.engine.cache import digest
-from anabranch.engine.job import Head, Job
+from anabranch.engine.job import Head, Job, Part
 from anabranch.engine.linear import answers, index_of, measure, near, outputs
 from anabranch.engine.passes import Slot
 from anabranch.engine.share import balancer, expand, share, together
@@ -75,7 +75,11 @@ class Trainings:
         self.trainer, self.jobs, self.epochs, self.key = trainer, jobs, epochs, key
         self.progress, self.slots, self.truth = progress, slots, truth
         self.known: dict[str, Run] = {}
-        for job, head in jobs if truth else ():
+        self.sure(truth)
+
+    def sure(self, truth: bool) -> None:
+        """InputError for a task without likelihoods, where they are asked for."""
+        for job, head in self.jobs if truth else ():
             if not head:
                 raise InputError(f"{job.name} is of kind {job.task.kind}, which says of no row how likely its label is")
 
@@ -92,11 +96,14 @@ class Trainings:
 
     def features(self, task: str) -> tuple[Tensor, Tensor]:
         job = next(job for job, _ in self.jobs if job.name == task)
-        part, f = job.parts["train"], self.trainer.features
+        part = job.parts["train"]
         if not job.kind.labels and not job.kind.mean:
             raise InputError(f"{task} is of kind {job.task.kind}, which has no classes and no numbers to compare tasks by")
-        x = torch.stack([f.vectors[row][:, : f.backbone.d].mean(0) for row in part.units])
-        return x, torch.stack([target(y, len(job.kind.labels)) for y in part.y])
+        return self.vectors(part), torch.stack([target(y, len(job.kind.labels)) for y in part.y])
+
+    def vectors(self, part: Part) -> Tensor:
+        f = self.trainer.features
+        return torch.stack([f.vectors[row][:, : f.backbone.d].mean(0) for row in part.units])
 
     def scores(self, theta: dict[str, Tensor], learners: Sequence[Learner]) -> dict[str, float]:
         """On validation rows (without any, on training rows); a task that was left out answers with the head it came with."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from anabranch.core.bank import Bank, Tree
 from anabranch.merge._trees import combined, dense, mapped, several, stacked, trees_of
-from anabranch.types import Count, Positive
+from anabranch.types import Count, DeltaKind, Merge, Positive
 
 rows = ("atm",)
 takes = (2, None)
@@ -27,8 +27,8 @@ def atm(
     tasks: Any,
     *,
     rounds: Count = 5,
-    delta: Any = "dense",
-    merge: Any = "mean",
+    delta: DeltaKind = "dense",
+    merge: Merge = "mean",
     scale: Positive = 1.0,
 ) -> Bank:
     """One dense slot for all tasks."""

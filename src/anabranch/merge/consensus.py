@@ -13,10 +13,13 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from torch import Tensor
 
-from anabranch.merge.ties import ties
+from anabranch.errors import InputError
+from anabranch.merge._parts import agree, sweep, trim
+from anabranch.merge.ties import edges
 from anabranch.types import NonNegative, Positive
 
 rows = ("tall-masks-consensus",)
+takes = (2, None)
 promises = frozenset({"order", "scale", "shape"})
 neutral = {"least": 1, "threshold": 0.4, "scale": 1.0}
 
@@ -31,9 +34,17 @@ def consensus(
     merge: Literal["task_arithmetic", "ties"] = "task_arithmetic",
     scale: Positive = 0.4,
 ) -> Tensor:
-    """rows [t, *shape] -> [*shape]."""
-    merged = rows.sum(0) if merge == "task_arithmetic" else ties(rows, site, whole)
-    return scale * merged * (uses(rows, merged, threshold).sum(0) >= least)
+    """rows [t, *shape] -> [*shape]; InputError for a ``least`` that so many tasks cannot reach, and for a single task."""
+    if len(rows) < max(2, least):
+        needs = max(2, least)
+        raise InputError(f"consensus with least: {least} merges at least {needs} tasks, got {len(rows)}: it would keep nothing")
+    edge = edges(rows, whole) if merge == "ties" else None
+
+    def piece(d: Tensor) -> Tensor:
+        merged = d.sum(0) if edge is None else agree(trim(d, edge))
+        return merged * (uses(d, merged, threshold).sum(0) >= least)
+
+    return sweep(rows, piece).mul_(scale)
 
 
 def uses(rows: Tensor, merged: Tensor, threshold: Tensor | float) -> Tensor:

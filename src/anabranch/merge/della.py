@@ -11,10 +11,11 @@ probabilities reach to both sides of it. ``scale``: of the result. ``seed``: of 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from anabranch.errors import InputError
-from anabranch.merge._parts import agree, draws, drop
+from anabranch.merge._parts import CHUNK, agree, draws, drop
 from anabranch.types import Fraction, Positive, Share
 
 promises = frozenset({"scale"})
@@ -36,7 +37,11 @@ def della(
     if not 0 < density - spread <= density + spread <= 1:
         raise InputError(f"della: density - spread to density + spread lies in (0, 1], got {density:g} and {spread:g}: "
                          f"for this density pass a spread below {min(density, 1 - density):g}")  # fmt: skip
-    place = rows.abs().argsort(dim=-1, stable=True).argsort(dim=-1)  # 0 ... m - 1
-    share = (2 * spread / max(1, rows.shape[-1] - 1) * place).add_(density - spread if rows.shape[-1] > 1 else density)
-    kept = drop(rows.flatten(1), share.flatten(1), draws(len(rows), site, seed))
-    return agree(kept).mul_(scale).view(rows.shape[1:])
+    m = rows.shape[-1] if rows.ndim > 1 else 1
+    drawn, out = draws(len(rows), site, seed), torch.empty_like(rows[0]).view(-1, m)
+    neurons = max(1, CHUNK // (m * len(rows)))  # of which ranks are known at once
+    for d, made in zip(rows.reshape(len(rows), -1, m).split(neurons, 1), out.split(neurons), strict=True):
+        place = d.abs().argsort(dim=-1, stable=True).argsort(dim=-1)  # 0 ... m - 1
+        share = (2 * spread / max(1, m - 1) * place).add_(density - spread if m > 1 else density)
+        made.copy_(agree(drop(d.flatten(1), share.flatten(1), drawn)).view_as(made))
+    return out.mul_(scale).view(rows.shape[1:])

@@ -9,7 +9,6 @@ come back are the merged model, once per task, and at key "" (the pooled feature
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -18,7 +17,7 @@ from anabranch.core.bank import Tree
 from anabranch.core.delta import Params
 from anabranch.merge._look import Look
 from anabranch.merge._trees import combined, descend, several
-from anabranch.types import Count, Positive
+from anabranch.types import Count, Merge, Positive
 
 rows = ("representation-surgery",)
 takes = (2, None)
@@ -28,7 +27,7 @@ def surgery(
     trees: Sequence[Tree],
     look: Look,
     *,
-    merge: Any = "task_arithmetic",
+    merge: Merge = "task_arithmetic",
     rank: Count = 16,
     steps: Count = 500,
     lr: Positive = 1e-3,

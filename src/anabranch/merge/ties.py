@@ -30,8 +30,13 @@ def ties(
     scale: Positive = 1.0,
 ) -> Tensor:
     """rows [t, *shape] -> [*shape]."""
-    if whole is not None and "threshold" in whole:
-        edge = whole["threshold"].to(rows)[:, None]
-    else:
-        edge = ranked(rows, keep(density, rows[0].numel()))[0]
+    edge = edges(rows, whole, density)
     return sweep(rows, agree, lambda d, out: trim(d, edge, out)).mul_(scale)
+
+
+def edges(rows: Tensor, whole: Mapping[str, Any] | None, density: float = 0.2) -> Tensor:
+    """[t, 1]: the magnitudes from which numbers are kept."""
+    if whole is not None and "threshold" in whole:
+        found: Tensor = whole["threshold"].to(rows)[:, None]
+        return found
+    return ranked(rows, keep(density, rows[0].numel()))[0]

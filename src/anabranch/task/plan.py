@@ -19,8 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-from anabranch.core.names import check, every, find
+from anabranch.core.names import every, find
 from anabranch.errors import InputError, nearest
+from anabranch.settings import check
 from anabranch.task.read import SPLITS, PlacedError, data_files, is_hub_id, is_saved, is_sound, read_text, shown, suffix
 from anabranch.types import Count, Fraction, Positive
 

@@ -58,6 +58,10 @@ class Kind(ABC):
             return (out - was).square().mean(-1)
         return torch.nn.functional.kl_div(out.log_softmax(-1), was.log_softmax(-1), reduction="none", log_target=True).sum(-1)
 
+    def entropy(self, out: Tensor, counts: Sequence[int]) -> Tensor | None:
+        """Entropies of the answers (of words: of each) in nats, which need no label; None: they are no distributions."""
+        return None
+
     @abstractmethod
     def answer(self, out: Tensor, counts: Sequence[int], post: Post) -> tuple[list[Any], list[Any]]:
         """Outputs -> (predictions in the label encoding, scores), one per row."""
@@ -82,6 +86,12 @@ def stacked(y: Targets) -> Tensor:
 def pairwise(u: Tensor, v: Tensor) -> Tensor:
     """[u, v, |u-v|, u*v] (Conneau et al. 2017, arXiv:1705.02364)."""
     return torch.cat([u, v, (u - v).abs(), u * v], -1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Of the softmax of logits [n, c], -inf where there is no class -> [n]."""
+    p = logits.log_softmax(-1)
+    return -(p.exp() * p.masked_fill(p.isinf(), 0.0)).sum(-1)
 
 
 def temperature(out: Tensor, y: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from anabranch.task.data import Rows
-from anabranch.task.kind._base import Kind, Post, Targets, Unit, pairwise, stacked
+from anabranch.task.kind._base import Kind, Post, Targets, Unit, entropy, pairwise, stacked
 
 
 class Choice(Kind):
@@ -31,6 +31,9 @@ class Choice(Kind):
 
     def loss(self, out: Tensor, y: Targets, counts: Sequence[int]) -> Tensor:
         return cross_entropy(table(out, counts), stacked(y), reduction="none")
+
+    def entropy(self, out: Tensor, counts: Sequence[int]) -> Tensor:
+        return entropy(table(out, counts))
 
     def answer(self, out: Tensor, counts: Sequence[int], post: Post) -> tuple[list[Any], list[Any]]:
         scores = table(out, counts).softmax(-1)

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from anabranch.task import metrics
 from anabranch.task.data import Rows
-from anabranch.task.kind._base import Kind, Post, Targets, Unit, stacked, temperature
+from anabranch.task.kind._base import Kind, Post, Targets, Unit, entropy, stacked, temperature
 
 SURE = 0.95
 
@@ -30,6 +30,9 @@ class Classify(Kind):
 
     def loss(self, out: Tensor, y: Targets, counts: Sequence[int]) -> Tensor:
         return cross_entropy(out, stacked(y), reduction="none")
+
+    def entropy(self, out: Tensor, counts: Sequence[int]) -> Tensor:
+        return entropy(out)
 
     def answer(self, out: Tensor, counts: Sequence[int], post: Post) -> tuple[list[Any], list[Any]]:
         scores = torch.softmax(out / post.get("temperature", 1.0), -1)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from anabranch.task.data import Rows
 from anabranch.task.kind._base import Kind, Post, Targets, Unit, stacked
@@ -26,6 +26,10 @@ class Multilabel(Kind):
 
     def loss(self, out: Tensor, y: Targets, counts: Sequence[int]) -> Tensor:
         return binary_cross_entropy_with_logits(out, stacked(y), reduction="none").sum(-1)
+
+    def entropy(self, out: Tensor, counts: Sequence[int]) -> Tensor:
+        """The mean over labels of the entropy of yes or no."""
+        return (softplus(out) - out * torch.sigmoid(out)).mean(-1)
 
     def answer(self, out: Tensor, counts: Sequence[int], post: Post) -> tuple[list[Any], list[Any]]:
         scores = torch.sigmoid(out)

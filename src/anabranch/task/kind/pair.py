@@ -32,6 +32,9 @@ class Pair(Kind):
     def loss(self, out: Tensor, y: Targets, counts: Sequence[int]) -> Tensor:
         return self.inner.loss(out, y, counts)
 
+    def entropy(self, out: Tensor, counts: Sequence[int]) -> Tensor | None:
+        return self.inner.entropy(out, counts)
+
     def answer(self, out: Tensor, counts: Sequence[int], post: Post) -> tuple[list[Any], list[Any]]:
         return self.inner.answer(out, counts, post)
 

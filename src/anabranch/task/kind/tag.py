@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from anabranch.task.data import Rows
-from anabranch.task.kind._base import Kind, Post, Targets, Unit
+from anabranch.task.kind._base import Kind, Post, Targets, Unit, entropy
 
 
 class Tag(Kind):
@@ -31,6 +31,9 @@ class Tag(Kind):
         truth = torch.cat([t[:n] for t, n in zip(y, counts, strict=True)])
         each = cross_entropy(out, truth, reduction="none").split(list(counts))
         return torch.stack([e.mean() if len(e) else out.sum() * 0 for e in each])
+
+    def entropy(self, out: Tensor, counts: Sequence[int]) -> Tensor:
+        return entropy(out)
 
     def answer(self, out: Tensor, counts: Sequence[int], post: Post) -> tuple[list[Any], list[Any]]:
         scores = torch.softmax(out, -1)
