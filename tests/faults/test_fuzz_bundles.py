@@ -137,6 +137,20 @@ def test_words_under_a_checksum_that_fits(good, bad, data):
             assert str(error).strip()
 
 
+def test_an_archive_for_an_endless_backbone_is_refused_in_short(good, bad):
+    live, _ = state(good, bad)
+    run = copied(bad / "one", bad)
+    bundle = json.loads((run / "bundle" / "bundle.json").read_text())
+    bundle["backbone"]["fingerprint"] = [{"9" * 5000: 1}]
+    sealed(run, bundle)
+    with (
+        pytest.raises(InputError, match="archive") as refused,
+        upload.checked(made.zipped(run), "new", live, twin(live.backbone), 10**7),
+    ):
+        pass
+    assert len(str(refused.value)) < 2000
+
+
 @_soak.fuzz(40)
 @given(data=st.data())
 def test_archives_that_came_to_harm(good, bad, wanted, data):

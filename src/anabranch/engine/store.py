@@ -249,8 +249,8 @@ def same_backbone(backbone: Backbone, bundle: Mapping[str, Any], path: Path) -> 
     made = bundle["backbone"]
     if made["fingerprint"] != backbone.fingerprint:
         raise InputError(
-            f"{path} was made for backbone {made['id']} with fingerprint {made['fingerprint'][:8]}, got {backbone.id} with"
-            f" {backbone.fingerprint[:8]}: its deltas would not fit; use the same weights"
+            f"{path} was made for backbone {made['id']!s:.200} with fingerprint {made['fingerprint']!s:.8}, got {backbone.id}"
+            f" with {backbone.fingerprint[:8]}: its deltas would not fit; use the same weights"
         )
 
 

@@ -45,7 +45,7 @@ def checked(data: bytes, name: str, live: Model, backbone: Backbone, most: int) 
                 model.index_of(model.task(task))
         except (InputError, WorkError) as error:
             said = str(error).replace(temp, "the archive")
-            raise InputError(said if "archive" in said else f"the archive: {said}") from None
+            raise InputError(f"{said if 'archive' in said else f'the archive: {said}':.1500}") from None
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "record"
