@@ -52,7 +52,7 @@ def test_a_list_is_a_tensor():
     torch.testing.assert_close(direction({"constant": {"weights": [0.5, 2]}}), torch.tensor([0.5, 2.0]) @ ROWS)
     with pytest.raises(InputError, match="balance constant"):
         direction({"constant": {"weights": [0.5, 2, 1]}})
-    for name, setting in (("constant", "weights"), ("upgrad", "pref_vector")):
+    for name, setting in (("constant", "weights"), ("aligned_mtl", "pref_vector")):
         for wrong in ("x", 3, ["a", 1], [[1, 2], [3]], {"a": 1}):
             with pytest.raises(InputError, match=rf"balance {name}: {setting} is a list of numbers such as \[0.5, 0.5\], got "):
                 direction({name: {setting: wrong}})

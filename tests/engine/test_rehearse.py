@@ -15,7 +15,7 @@ def plan(names, **more):
     return tiny.plan(tiny.home() / "bert", tiny.home() / "data", names, **more)
 
 
-@pytest.mark.parametrize("name", [*every("balance"), "mgda", "upgrad"])
+@pytest.mark.parametrize("name", [*every("balance"), "mgda", "aligned_mtl"])
 def test_every_balance_is_of_two_tasks_that_share_texts(tmp_path, name):
     made, jobs = twins(tmp_path)
     spec = {"stg_mtl": {"clusters": 2}} if name == "stg_mtl" else name
