@@ -562,3 +562,9 @@ def test_the_engine_takes_what_the_command_line_hands_over(module: str, name: st
     for part in name.split("."):
         found = getattr(found, part)
     inspect.signature(found).bind(*range(positional), **dict.fromkeys(named))
+
+
+def test_the_package_runs_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "anabranch", "predict", "no-such-run", "--task", "a"], capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, timeout=60)  # fmt: skip
+    assert done.returncode == 2 and "no-such-run is not a run or a bundle" in done.stderr and "Traceback" not in done.stderr

@@ -25,7 +25,7 @@ def test_one_product_by_hand():
     assert compacter.apply(p, at).tolist() == [[602.0, -601.5]]
 
 
-@pytest.mark.parametrize(("n", "rank"), [(1, 1), (2, 3), (4, 2), (8, 1)])
+@pytest.mark.parametrize(("n", "rank"), [(1, 1), (2, 3), (4, 1), (4, 2), (8, 1)])
 def test_against_its_kronecker_products(n, rank):
     f = backbone("bert")
     made = bank(f, {"compacter": {"size": 8, "n": n, "rank": rank}})

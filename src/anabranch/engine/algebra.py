@@ -57,12 +57,12 @@ def summed(f: nn.Module, banks: Sequence[Bank], slots: Sequence[int]) -> Bank:
 
 def placed(f: nn.Module, bank: Bank) -> None:
     """InputError where a site of the bank is none of f, or one of other widths: then it was made for another backbone."""
-    names, (prefix, stack) = {n for n, _ in f.named_modules()}, blocks(f)
+    names = {n for n, _ in f.named_modules()}
     for s in bank.sites:
         lost = [n for n in (s.name, *([s.read] if s.read else [])) if n not in names]
         if lost:
             raise InputError(f"the bank is of another backbone: {type(f).__name__} has no module {lost[0]}")
-        here = region(f, s.read, s.name, prefix, len(stack)) if s.read else site_of(f, s.name, s.role, prefix, len(stack))
+        here = in_f(f, s)
         if (here.kind, here.d_in, here.d_out) != (s.kind, s.d_in, s.d_out):
             raise InputError(
                 f"the bank is of another backbone: at {s.key} it goes from {s.d_in} to {s.d_out} numbers ({s.kind}), "
@@ -123,6 +123,12 @@ def dense_bank(sites: Sequence[Site], tree: Tree) -> Bank:
     bank.adopt(tree, {}, {})
     bank.add([tree])
     return bank
+
+
+def in_f(f: nn.Module, s: Site) -> Site:
+    """The site as f itself has it."""
+    prefix, stack = blocks(f)
+    return region(f, s.read, s.name, prefix, len(stack)) if s.read else site_of(f, s.name, s.role, prefix, len(stack))
 
 
 def some(names: Iterable[str]) -> str:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from anabranch.core.bank import Bank, Tree
 from anabranch.core.names import make
-from anabranch.core.site import Site, blocks, region
-from anabranch.core.site import site as site_of
+from anabranch.core.site import Site
+from anabranch.engine.algebra import in_f
 from anabranch.engine.backbone import Backbone
 from anabranch.engine.cache import checksum, digest, fits, read_json, read_tensors, recall, write, write_json, write_tensors
 from anabranch.engine.job import Head
@@ -176,10 +176,9 @@ def bank_of(entry: Mapping[str, Any], f: nn.Module) -> Bank:
     if numbers > 10**6 + 4 * sum(p.numel() for p in f.parameters()):
         raise ValueError(f"a slot of {numbers:.3g} numbers is larger than f")
     Card.model_validate(entry)
-    sites, (prefix, stack) = [Site(**s) for s in entry["sites"]], blocks(f)
+    sites = [Site(**s) for s in entry["sites"]]
     for s in sites:
-        here = region(f, s.read, s.name, prefix, len(stack)) if s.read else site_of(f, s.name, s.role, prefix, len(stack))
-        if here != s:
+        if (here := in_f(f, s)) != s:
             raise ValueError(f"f has {here}, and not {s}")
     if lost := {"own", "keys", "gate", "shared"} - entry["layout"].keys():
         raise ValueError(f"a bank without the table {sorted(lost)[0]}")

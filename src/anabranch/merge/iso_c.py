@@ -3,7 +3,7 @@
     U S V^T = sum_t D_t;   D = scale * mean(S) U V^T
 
 What is no matrix is averaged, times ``scale``. Directions that the sum does not have take no part. The decomposition is in
-memory beside the rows: for three tasks about eight times the matrix in all.
+memory beside the rows.
 """
 
 from collections.abc import Mapping

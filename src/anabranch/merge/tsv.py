@@ -4,7 +4,7 @@
     D   = scale * polar([U_1 ... U_t]) diag(S_1 ... S_t) polar([V_1 ... V_t])^T,   polar(X) = X (X^T X)^-1/2
 
 t counts the tasks. What is no matrix is averaged, times ``scale``. Directions that a task does not have take no part.
-The factors of all tasks are in memory at once: for three tasks about twelve times the matrix, rows included.
+The factors of all tasks are in memory at once, beside the rows.
 """
 
 from collections.abc import Mapping
