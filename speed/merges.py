@@ -84,7 +84,6 @@ class Runs:
             plain.append(bench.cost(mean)[0])
             cost, made = bench.cost(merge)
             costs.append(cost)
-        made = shared(made)
         kilobytes, made = stored(made.bank) / 1000 / len(experts.suite.jobs), summed(made, experts.suite.f)
         best = {k: min(cost[k] for cost in costs) for k in costs[0]}
         out = best | {"ratio": best["cpu"] / min(cost["cpu"] for cost in plain), "scores": experts.under(made)}
@@ -101,17 +100,6 @@ class Runs:
             return lambda: replace(one(trained(spec, experts), len(jobs)), tangent=name == "tangent")
         (bank,) = (bank,) if name != "genknowsub" else replace(experts, slots=[*experts.slots, general(experts)]).filled()
         return lambda: merged(f, list(jobs.values()), [experts.heads[n] for n in jobs], bank, spec, few=self.few, seed=seed)
-
-
-def shared(made: Any) -> Any:
-    """One model for all where the tasks' are all alike."""
-    from anabranch.core.names import make
-    from anabranch.engine.algebra import dense_bank
-    from anabranch.engine.merging import one
-
-    own = made.bank.tables["own"].data[1:]
-    apart = len(own) == 1 or made.bank.delta != make("delta", "dense") or any(made.after) or bool((own != own[:1]).any())
-    return made if apart else one(dense_bank(made.bank.sites, made.bank.take(1)), len(made.slots))
 
 
 def summed(made: Any, f: Any) -> Any:

@@ -83,7 +83,7 @@ def bundled(place: Path, n: int) -> None:
     fitted(place, 1, 64, 16, 1, EVERYWHERE)
     folder, bundle = store.open_bundle(place / "run")
     record = next(iter(bundle["tasks"].values()))
-    _, head, post, _ = store.parts_of(folder, record["file"])
+    head, post = store.parts_of(folder, record["file"])[1:3]
     bank, records = store.bank_of(bundle["banks"][0]), {}
     for i in range(n):
         rng = torch.Generator().manual_seed(i)

@@ -17,8 +17,9 @@ from anabranch.core.fold import changes
 from anabranch.core.names import every, find
 from anabranch.engine import cache, change, store
 from anabranch.engine.cache import read_json, read_sealed
+from anabranch.engine.library import Library
 from anabranch.engine.model import load
-from anabranch.engine.offer import elsewhere
+from anabranch.engine.offer import trains
 from anabranch.errors import InputError, WorkError
 
 ROWS = {kind: tiny.rows(kind, 6, seed=9) for kind in tiny.KINDS}
@@ -294,9 +295,6 @@ def slots_of(run, shared=False):
 
 
 @pytest.mark.parametrize(("more", "said"), [
-    ({"merge": "tall_masks"}, "keeps a slot for each task in a form of its own; .* take one of adamerging, .*, ties, tsv"),
-    ({"merge": ["ties", "atm"]}, "merge atm trains in several stages"),
-    ({"merge": {"scalearn": {"steps": 1}}}, "merge scalearn gives each task a model of its own"),
     ({"merge": ["ties", "tis"]}, "no merge 'tis'; did you mean ties"),
     ({"merge": "mean", "delta": "prompt"}, "changes activations, not weights"),
     ({"merge": "mean", "delta": ["lora", "ia3"]}, "one kind of delta: .* anabranch merge RUN"),
@@ -308,12 +306,12 @@ def test_merges_that_fit_cannot_offer_are_refused_before_the_work(tmp_path, more
 
 
 def test_a_merge_that_cannot_be_of_these_tasks_costs_no_work(tmp_path):
-    names, merges = ["classify", "pair", "regress"], ["slerp", {"anisotropic": {"steps": 1, "each": True}}]
+    names, merges = ["classify", "pair", "regress"], ["slerp", {"genknowsub": {"general": 3}}]
     found = read_json(made(tmp_path / "one", names, merge=[*merges, "mean"]) / "results.json")
     assert [*found["merged"]["valid"]] == ["mean"] and found["merged"]["method"]["method"] == "merge.mean"
     assert read_json(tmp_path / "one" / "merged" / "results.json")["valid"] == found["merged"]["valid"]
     left = [note for note in found["notes"] if "is left out: " in note]
-    assert len(left) == 2 and "exactly 2 tasks, got 3" in left[0] and "a model of its own" in left[1]
+    assert len(left) == 2 and "exactly 2 tasks, got 3" in left[0] and "subtracts the last 3 slots" in left[1]
     found = read_json(made(tmp_path / "none", names, merge=merges[:1]) / "results.json")
     assert "merged" not in found and not (tmp_path / "none" / "merged").exists()
 
@@ -327,7 +325,7 @@ def test_the_mean_of_equal_slots_answers_as_each(run):
     """bf16 of a dense dW is not bf16 of its factors, so nearly."""
     folder, bundle = store.open_bundle(run)
     packed, *_ = store.parts_of(folder, bundle["tasks"]["classify"]["file"])
-    _, head, post, _ = store.parts_of(folder, bundle["tasks"]["regress"]["file"])
+    _, head, post, *_ = store.parts_of(folder, bundle["tasks"]["regress"]["file"])
     bundle["tasks"]["regress"] = store.save_task(folder, bundle["tasks"]["regress"], packed, head, post)
     store.save(folder, bundle)
     before = answers(run, ["classify", "regress"])
@@ -416,15 +414,56 @@ def test_a_merge_takes_the_place_of_an_earlier_one(run):
     assert set(load(run / "two tasks-1.5").tasks) == {"classify", "regress"} and load(run).tasks.keys() >= {"classify", "pair"}
 
 
-TAKEN = [n for n in every("merge") if not elsewhere(find(f"merge.{n}"))]
+FINISHED = [n for n in every("merge") if not trains(find(f"merge.{n}"))]
+APART = {"genknowsub", "scalearn", "tall_masks", "tvq", "twin"}  # merges that keep a model for each task
 
 
-@pytest.mark.parametrize("method", TAKEN)
-def test_every_merge_that_is_offered_works_on_a_run(run, method):
+def few(method: str) -> dict[str, Any]:
+    """A merge by its name, with few steps where it has any."""
+    known = signature(find(f"merge.{method}")).parameters
+    return {method: {n: v for n, v in {"steps": 2, "rank": 4, "rounds": 2}.items() if n in known}}
+
+
+@pytest.mark.parametrize("method", FINISHED)
+def test_every_merge_of_finished_deltas_works_on_a_run(run, method):
     """With the rows of the run's plan where it asks for some."""
-    steps = {"steps": 2} if "steps" in signature(find(f"merge.{method}")).parameters else {}
-    found = change.merge(run, {method: steps}, tasks=["classify", "pair"])
-    assert found["tasks"]["pair"]["merged"] == scores(run / "merged", tiny.home() / "data")["pair"]
+    names = ["classify", "pair", *["regress"] * (method == "genknowsub")]  # which takes the last from the others
+    found = change.merge(run, few(method), tasks=names)
+    assert [*found["tasks"]] == names[:2] and found["one"] == (method not in APART)
+    told = scores(run / "merged", tiny.home() / "data")
+    assert {n: t["merged"] for n, t in found["tasks"].items()} == told
+    kinds = {load(run / "merged").task(n).slot for n in names[:2]}
+    assert kinds == ({1, 2} if method in APART - {"genknowsub"} else kinds) and 0 not in kinds
+
+
+@pytest.mark.parametrize("method", [*sorted(APART), "lorahub", "surgery", "atm", "composable_sft", "tangent"])
+def test_every_form_of_merge_is_a_run_of_its_own(tmp_path, method):
+    """In a plan: what was measured while it was made is what the bundle answers, whatever the merge keeps for a task."""
+    names, data = ["classify", "retrieve", "pair", "regress"], tiny.home() / "data"
+    with rung(-1):
+        plan = tiny.plan(tiny.home() / "bert", data, names, merge=few(method), stages=["features", "probe", "delta"])
+        results = tiny.fit(plan, tmp_path / "run", steps=4)
+    found, made = results["merged"], load(tmp_path / "run" / "merged")
+    kept = names[:3] if method == "genknowsub" else names
+    assert [*found["tasks"]] == kept and found["one"] == (method not in APART | {"composable_sft"})
+    told = {n: pytest.approx(t["merged"], abs=1e-6) for n, t in found["tasks"].items()}
+    assert scores(tmp_path / "run" / "merged", data) == told
+    assert made.bundle.get("tangent", False) == (method == "tangent")
+    assert all(bool(made.task(n).after) == (method == "surgery") for n in kept)
+    assert found["one"] == ("is one model for all" in (tmp_path / "run" / "report.html").read_text())
+    own, merged = (sum(p.stat().st_size for p in (tmp_path / "run" / n).glob("*.safetensors")) for n in ("bundle", "merged/bundle"))
+    assert (own - merged) / 1000 == pytest.approx(found["kilobytes_saved"], abs=40)  # files have heads of their own
+
+
+def test_what_answers_from_more_than_weights_stays_in_its_bundle(tmp_path):
+    for method in ("surgery", "tangent"):
+        run = made(tmp_path / method, ["classify", "pair"], merge=few(method), stages=["features", "probe", "delta"]) / "merged"
+        with pytest.raises(InputError, match=f"more than a change of f's weights, by merge .*{method}"):
+            change.export(run, "classify", tmp_path / "out")
+        with pytest.raises(InputError, match=f"merge .*{method}.* no gate can mix it"):
+            Library([run])
+        change.remove(run, "pair")
+        assert [*answers(run)] == ["classify"]
 
 
 @pytest.mark.parametrize("method", ["fisher", {"adamerging": {"steps": 2}}])
@@ -442,10 +481,9 @@ def test_a_merge_of_a_run_is_the_one_of_the_plan(tmp_path, method):
 
 
 @pytest.mark.usefixtures("unloaded")
-@pytest.mark.parametrize("method", [n for n in every("merge") if n not in TAKEN])
-def test_merges_that_make_no_single_model_are_refused_before_the_work(run, method):
-    why = "trains in several stages|keeps a slot for each task in a form of its own|gives each task a model of its own"
-    with pytest.raises(InputError, match=f"merge {method} ({why}); .*: take one of adamerging.*{method} runs from Python"):
+@pytest.mark.parametrize("method", [n for n in every("merge") if n not in FINISHED])
+def test_merges_that_train_are_refused_before_the_work(run, method):
+    with pytest.raises(InputError, match=f"merge {method} trains in several stages.*: write merge: {method} .* one of adamerging"):
         change.merge(run, method)
 
 
@@ -470,12 +508,8 @@ def test_merges_of_these_tasks_that_cannot_be_are_refused_before_the_work(run, t
 
 
 def test_what_a_merge_finds_out_while_it_works_is_said(run, tmp_path):
-    for method, said in (
-        ({"consensus": {"least": 3}}, "consensus with least: 3 merges at least 3 tasks, got 2"),
-        ({"anisotropic": {"steps": 1, "each": True}}, "merge anisotropic gives each task a model of its own with these settings"),
-    ):
-        with pytest.raises(InputError, match=said):
-            change.merge(run, method, tasks=["classify", "pair"])
+    with pytest.raises(InputError, match="consensus with least: 3 merges at least 3 tasks, got 2"):
+        change.merge(run, {"consensus": {"least": 3}}, tasks=["classify", "pair"])
     folder, bundle = store.open_bundle(run)
     other = tiny.folder(tmp_path / "other", "pair")
     bundle["made"]["plan"]["tasks"]["classify"] = {"data": str(other)}

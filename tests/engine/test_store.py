@@ -70,12 +70,13 @@ def test_files_are_named_by_their_content(tmp_path):
 def test_a_task_comes_back(tmp_path):
     slot, head = {"0/s/a": torch.ones(2, 2).bfloat16()}, {"W": torch.tensor([[1.5, -2.0]]), "b": torch.tensor([0.25])}
     post, corpus = {"temperature": torch.tensor(0.3), "thresholds": torch.tensor([0.1, 0.7])}, {"d/1": "a\nb", "ü": "\u2028"}
-    entry = store.save_task(tmp_path, {"kind": "x"}, slot, head, post, corpus)
+    after = {"down": torch.ones(2, 1).bfloat16()}
+    entry = store.save_task(tmp_path, {"kind": "x"}, slot, head, post, corpus, after=after)
     found = store.parts_of(tmp_path, entry["file"])
-    for got, want in zip(found, (slot, head, post, {}), strict=True):
+    for got, want in zip(found, (slot, head, post, {}, after), strict=True):
         assert got.keys() == want.keys() and all(torch.equal(got[n], want[n]) for n in want)
     assert entry["kind"] == "x" and store.corpus_of(tmp_path, entry["corpus"]) == corpus
-    assert store.save_task(tmp_path, {}, {}, {}, {}) == {"file": None} and store.parts_of(tmp_path, None) == ({}, {}, {}, {})
+    assert store.save_task(tmp_path, {}, {}, {}, {}) == {"file": None} and store.parts_of(tmp_path, None) == ({}, {}, {}, {}, {})
 
 
 @pytest.mark.parametrize("name", every("delta"))

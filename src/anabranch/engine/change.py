@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from inspect import signature
 from os.path import lexists
 from pathlib import Path
@@ -19,9 +20,9 @@ from anabranch.engine.features import Features
 from anabranch.engine.fit import fit
 from anabranch.engine.given import dicts
 from anabranch.engine.job import job_of
-from anabranch.engine.merging import merged, method_of, needs_of
+from anabranch.engine.merging import Merged, apiece, merged, method_of, needs_of, one
 from anabranch.engine.model import Model, load
-from anabranch.engine.offer import NAME, single, written
+from anabranch.engine.offer import NAME, finished, stored, suits, written
 from anabranch.engine.offer import told as told_of
 from anabranch.engine.run import Told
 from anabranch.errors import InputError, WorkError, nearest
@@ -68,8 +69,8 @@ def add(run: Path, plan: Any, *, on_error: str = "stop", told: Told | None = Non
     made["tasks"] |= whole.model_dump(mode="json")["tasks"]
     for name, record in fresh["tasks"].items():
         if record["rung"] == "shared":  # the new tasks' shared slot becomes an own slot of each, so the old one stays as it is
-            packed, head, post, _ = store.parts_of(fresh_folder, record["file"])
-            packed = store.parts_of(fresh_folder, fresh["shared"]["file"])[0]
+            head, post = store.parts_of(fresh_folder, record["file"])[1:3]
+            packed = store.parts_of(fresh_folder, fresh["shared"]["file"]).slot
             corpus = store.corpus_of(fresh_folder, record["corpus"]) if record.get("corpus") else None
             record = store.save_task(folder, record | {"rung": "delta"}, packed, head, post, corpus)
         for key in ("file", "corpus"):
@@ -103,30 +104,35 @@ def remove(run: Path, task: str) -> dict[str, Any]:
 
 def merge(run: Path, method: str | dict[str, Any], *, tasks: Sequence[str] | None = None, name: str = NAME,
           told: Told | None = None) -> dict[str, Any]:  # fmt: skip
-    """Merges tasks' own slots into one and measures it against them on the tasks' test rows.
+    """Merges tasks' own slots and measures what comes of it against them on the tasks' test rows.
 
-    Writes ``RUN/<name>/bundle``: the same tasks and heads, one slot. ``{"tasks": {task: {"single", "merged"}},
-    "mean_single", "mean_merged", "kilobytes_saved", "bundle"}``. Deltas that change weights become one dense slot; of several
-    entries their sum. Merges that look at rows read those of the run's plan. InputError, before anything is computed or
-    written, for a ``name`` that the run holds something else under and for a merge that makes no single model.
+    Writes ``RUN/<name>/bundle``: the same tasks and heads over one slot, or over one each where the merge gives each task a
+    model of its own. ``{"tasks": {task: {"single", "merged"}}, "mean_single", "mean_merged", "kilobytes_saved", "one",
+    "bundle"}``. One slot for all is dense; deltas of several entries are merged by their sum. Merges that look at rows read
+    those of the run's plan. InputError, before anything is computed or written, for a ``name`` that the run holds something
+    else under and for a merge that trains.
     """
     run = Path(run)
-    bundle, combine = store.open_bundle(run)[1], single(method)
+    bundle, combine = store.open_bundle(run)[1], finished(method)
     out, chosen, plan = vacant(run, name), chosen_of(bundle, tasks), read_plan(bundle["made"]["plan"])
     looks = asked(combine, chosen, plan)
     data = {n: load_task(n, plan.tasks[n], seed=plan.seed, strict=plan.strict) for n in chosen if n in plan.tasks}
     model = load(run)
-    one = together(model, chosen, combine, data if looks else None)
-    entries = {n: (s.record, s.head, s.post, s.corpus) for n, s in model.served.items() if n in chosen}
-    made, size = written(out, one, model.bundle, {n: entries[n] for n in chosen}, method)
-    old = sum(store.size(store.parts_of(model.folder, model.tasks[n]["file"])[0]) for n in chosen)
-    merged, found = Model(out / "bundle", made, model.backbone), {}
+    found = stored(together(model, chosen, combine, data if looks else None))
+    chosen = chosen[: len(found.slots)]
+    for n in chosen:
+        suits(found, n, model.served[n].kind.speaks)
+    served = [model.served[n] for n in chosen]
+    entries = {s.name: (s.record, s.head, s.post, s.corpus) for s in served}
+    made, size = written(out, found, model.bundle, entries, method)
+    old = sum(store.size(store.parts_of(model.folder, model.tasks[n]["file"]).slot) for n in chosen)
+    merged, pairs = Model(out / "bundle", made, model.backbone), {}
     for i, n in enumerate(chosen):
         if told:
             told("merge", i, len(chosen), n)
         if n in data:
-            found[n] = {"single": model.tasks[n]["test"], "merged": _test(merged, n, data[n])}
-    return told_of(out, found, old - size)
+            pairs[n] = {"single": model.tasks[n]["test"], "merged": _test(merged, n, data[n])}
+    return told_of(out, pairs, old - size, one=len(set(found.slots)) == 1)
 
 
 def asked(combine: Any, names: Sequence[str], plan: Plan) -> bool:
@@ -137,7 +143,7 @@ def asked(combine: Any, names: Sequence[str], plan: Plan) -> bool:
     if not least <= len(names) <= (most or len(names)):
         count = least if least == most else f"at least {least}"
         raise InputError(f"{name} merges {count} tasks, got {len(names)}: say which, as in --tasks {','.join(names[:least])}")
-    looks = bool(needs_of(combine)) or next(iter(signature(own).parameters)) == "trees"
+    looks = bool(needs_of(combine)) or bool({"trees", "look"} & signature(own).parameters.keys())
     if looks and (without := [n for n in names if n not in plan.tasks]):
         raise InputError(
             f"{name} looks at rows of the tasks, and the run's plan names none of {without[0]}: take a merge that asks for none, "
@@ -183,29 +189,37 @@ def chosen_of(bundle: Mapping[str, Any], tasks: Sequence[str] | None) -> list[st
     return chosen
 
 
-def together(model: Model, names: Sequence[str], combine: Any, data: Mapping[str, Task] | None) -> Bank:
-    """One dense slot from the tasks' slots over all banks of the model; ``data`` for merges that look at rows."""
+def together(model: Model, names: Sequence[str], combine: Any, data: Mapping[str, Task] | None) -> Merged:
+    """The merge of the tasks' slots over all banks of the model; ``data`` for merges that look at rows."""
     f, own = model.backbone.f, model.banks[: (model.bundle.get("shared") or {}).get("bank")]
-    slots = [model.served[n].slot for n in names]
-    with torch.no_grad():
-        if data is None and len(own) == 1:
-            return merge_slots(f, [(own[0], slot) for slot in slots], combine)
-        bank, slots = summed(f, own, slots), list(range(1, len(slots) + 1))
-        if data is None:
-            return merge_slots(f, [(bank, slot) for slot in slots], combine)
+    slots, name = [model.served[n].slot for n in names], method_of(combine).__name__
     features = Features(model.backbone, None, model.tail)
-    jobs = [job_of(data[n], features) for n in names]
-    for job, n in zip(jobs, names, strict=True):
+    jobs = [job_of(data[n], features) for n in names] if data else []
+    for job, n in zip(jobs, names, strict=bool(data)):
         if job.kind.labels != model.served[n].kind.labels:
             raise InputError(f"task {n}: its rows have other labels than when it was fitted; fit it again, then merge")
-    heads, name = [model.able(n).head for n in names], method_of(combine).__name__
+    heads = [model.able(n).head for n in names]
+    with torch.no_grad():
+        tensorwise = next(iter(signature(method_of(combine)).parameters)) == "rows"
+        if data is None and tensorwise and len(own) == 1:
+            return one(merge_slots(f, [(own[0], slot) for slot in slots], combine), len(names))
+        bank = picked(own[0], slots) if len(own) == 1 and not tensorwise else summed(f, own, slots)
+        if data is None and tensorwise:
+            return one(merge_slots(f, [(bank, j) for j in range(1, len(slots) + 1)], combine), len(names))
+        if data is None:
+            return apiece(combine(bank, f))
     try:
-        made = merged(features, jobs, heads, bank, combine, seed=model.bundle["made"]["seed"])
+        return merged(features, jobs, heads, bank, combine, seed=model.bundle["made"]["seed"])
     except InputError as error:
         raise InputError(f"merge {name}: {error}") from None
-    if any(made.after) or len(set(made.slots)) > 1:
-        raise InputError(f"merge {name} gives each task a model of its own with these settings, and a bundle takes one for all")
-    return made.bank
+
+
+def picked(bank: Bank, slots: Sequence[int]) -> Bank:
+    """These slots of a bank, in their order and in fp32."""
+    out = replace(bank, tables={n: table.copy() for n, table in bank.tables.items()}).to(torch.float32)
+    for name in out.slot_tables:
+        out.tables[name].shrink(list(slots))
+    return out
 
 
 def _test(model: Model, name: str, task: Task) -> float:
@@ -222,6 +236,11 @@ def export(run: Path, task: str, out: Path, form: str = "merged") -> dict[str, A
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty: choose another --out")
+    if model.bundle.get("tangent") or served.after:
+        raise InputError(
+            f"{task} answers from more than a change of f's weights, by merge {model.bundle['made'].get('merge')}:"
+            " it is served from its bundle, and no plain checkpoint can hold it"
+        )
     if form == "peft":
         if len(model.banks) != 1 or not served.slot:
             raise InputError(f"{task} has no single LoRA slot to export: its rung is {served.record['rung']}")

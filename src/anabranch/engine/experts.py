@@ -88,6 +88,11 @@ def experts_of(name: str, source: Source, backbone: Backbone) -> list[Expert]:
         with readable(folder):
             source = Model(folder, bundle, backbone)
     same_backbone(backbone, source.bundle, Path(source.folder))
+    if source.bundle.get("tangent") or any(s.after for s in source.served.values()):
+        raise InputError(
+            f"{name}: merge {source.bundle['made'].get('merge')} answers from more than a change of f, and no gate can mix"
+            " it; take the run that it was made of"
+        )
     shared = source.bundle.get("shared") or {}
     first, many = shared.get("bank") or len(source.banks), shared.get("slots", 0)
     found = trained_alone(name, source)

@@ -23,7 +23,7 @@ from anabranch.engine.cache import cache_dir, checksum, digest, recall, write_te
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, fresh, job_of, spelled
 from anabranch.engine.linear import View
-from anabranch.engine.merging import After, Merged, merged
+from anabranch.engine.merging import Merged, merged
 from anabranch.engine.passes import Routes, Slot, seeded
 from anabranch.engine.profile import profile
 from anabranch.engine.recipe import jointly, unpacked
@@ -32,7 +32,6 @@ from anabranch.engine.share import over
 from anabranch.engine.stages import stages
 from anabranch.engine.train import Trainer
 from anabranch.errors import InputError
-from anabranch.merge.tangent import Linearised
 from anabranch.task.data import Task, load_task
 from anabranch.task.plan import TaskSpec
 
@@ -344,7 +343,8 @@ class Trained:
 
     def stages(self, epochs: int = EPOCHS) -> Any:
         """What a recipe trains with, see :func:`anabranch.engine.stages.stages`."""
-        return stages(self, epochs)
+        s = self.suite
+        return stages(s, self.banks[0], self.rates[0], [(job, self.heads[n]) for n, job in s.jobs.items()], epochs)
 
     # ---- merges --------------------------------------------------------------------------------------------------
     def merged(self, method: Any, few: int = 64, split: str = "valid") -> Merged:
@@ -352,7 +352,8 @@ class Trained:
         s = self.suite
         (bank,) = self.filled()
         heads = [self.heads[n] for n in s.jobs]
-        return merged(s.features, list(s.jobs.values()), heads, bank, method, few=few, seed=s.lab.seed, split=split)
+        more: Any = {"few": few, "seed": s.lab.seed, "split": split, "train": self.stages()}
+        return merged(s.features, list(s.jobs.values()), heads, bank, method, **more)
 
     def merge_scores(
         self, method: Any, split: str = "test", few: int = 64, heads: Mapping[str, Head] | None = None
@@ -362,10 +363,9 @@ class Trained:
 
     def under(self, made: Merged, split: str = "test", heads: Mapping[str, Head] | None = None) -> dict[str, float]:
         s, out = self.suite, {}
-        adapted: Any = Adapted(s.f, [made.bank], s.features.tail)
-        adapted = Linearised(adapted) if made.tangent else adapted
-        for name, slot, after in zip(s.jobs, made.slots, made.after, strict=True):
-            view = After(Slot(s.features, adapted, s.jobs[name].kind.words, always(slot)), after)
+        adapted = made.adapted(s.f, s.features.tail)
+        for j, name in enumerate(list(s.jobs)[: len(made.slots)]):
+            view = made.view(s.features, adapted, s.jobs[name], j)
             out[name] = s.score(name, view, (heads or self.heads)[name], split)
         return out
 
@@ -378,10 +378,6 @@ class Trained:
 
         best = max(scales, key=valid)
         return self.merge_scores({method: {key: best, **settings}})
-
-
-def always(slot: int) -> Routes:
-    return lambda owners: Route.to([slot] * len(owners))
 
 
 def replace_gate(bank: Bank, gate: Any, routes: int) -> Bank:

@@ -1,7 +1,7 @@
 """A merge of any form over tasks' slots: what it needs of their data, what it may ask, and what comes of it."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
@@ -11,16 +11,21 @@ from torch import Tensor
 
 from anabranch.core.adapt import Adapted
 from anabranch.core.bank import Bank, Tree
+from anabranch.core.delta import Params
 from anabranch.core.fold import changes
 from anabranch.core.names import make
+from anabranch.core.route import Route
 from anabranch.core.site import Site
 from anabranch.engine.algebra import dense_bank, merge
+from anabranch.engine.cache import checksum
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, Part, apply, joined
-from anabranch.engine.passes import Slot, encode, learned, said, seeded
+from anabranch.engine.passes import Routes, Slot, encode, learned, said, seeded
 from anabranch.engine.seen import seen
 from anabranch.errors import InputError
 from anabranch.merge._look import Look
+from anabranch.merge.surgery import corrected
+from anabranch.merge.tangent import Linearised
 
 FEW = 64  # rows of each task that a merge may look at
 AMONG = 8  # rows of a query's batch, where its loss compares it with others
@@ -28,17 +33,30 @@ AMONG = 8  # rows of a query's batch, where its loss compares it with others
 
 @dataclass(frozen=True)
 class Merged:
-    """Slots ``slots[j]`` of ``bank`` are task j's; all the same where one model serves all."""
+    """Slots ``slots[j]`` of ``bank``, as they are stored, are task j's; all the same where one model serves all.
+
+    A merge that takes its last slots from the others (genknowsub) has none for the last tasks.
+    """
 
     bank: Bank
     slots: list[int]
-    after: list[Tree]  # per task, what changes its features behind f (surgery); empty trees elsewhere
+    after: list[Params]  # per task, what corrects its features behind f (surgery): {"down", "up"}, or nothing
     tangent: bool = False  # whether it runs in the tangent space of f
 
+    def adapted(self, f: Any, tail: int) -> Any:
+        """What answers."""
+        made = Adapted(f, [self.bank], tail)
+        return Linearised(made) if self.tangent else made
 
-def merged(features: Features, jobs: Sequence[Job], heads: Sequence[Head], bank: Bank, method: Any, *,
-           few: int = FEW, seed: int = 0, split: str = "valid") -> Merged:  # fmt: skip
-    """Slot j + 1 of ``bank`` is job j's. ``few``: rows of a task's ``split`` that a merge with data may see."""
+    def view(self, features: Features, adapted: Any, job: Job, j: int) -> "After":
+        """How task j's rows look under it; ``adapted`` is its own."""
+        return After(Slot(features, adapted, job.kind.words, always(self.slots[j])), self.after[j])
+
+
+def merged(features: Features, jobs: Sequence[Job], heads: Sequence[Head], bank: Bank, method: Any, *, few: int = FEW,
+           seed: int = 0, split: str = "valid", train: Callable[..., Bank] | None = None) -> Merged:  # fmt: skip
+    """Slot j + 1 of ``bank`` is job j's. ``few``: rows of a task's ``split`` that a merge with data may see. ``train``: what a
+    recipe trains with (:func:`anabranch.engine.stages.stages`); InputError where one is asked for and there is none."""
     combine, f = make("merge", method), features.backbone.f
     form, parts = next(iter(signature(method_of(combine)).parameters)), [(bank, j + 1) for j in range(len(jobs))]
     if form == "rows":
@@ -47,20 +65,36 @@ def merged(features: Features, jobs: Sequence[Job], heads: Sequence[Head], bank:
     if form == "bank":
         asks = "look" in signature(method_of(combine)).parameters
         look = [look_of(features, jobs, heads, bank.sites, [dense(f, bank, j) for _, j in parts], few, seed, split)] * asks
-        return Merged(combine(bank, f, *look), list(range(1, len(jobs) + 1)), [{}] * len(jobs))
-    if form != "trees":
-        raise InputError(f"merge {method!r} trains in several stages; it is no merge of finished slots")
+        return apiece(combine(bank, f, *look))
+    if form == "train":
+        if train is None:
+            raise InputError(f"merge {method!r} trains in several stages; it is no merge of finished slots")
+        found = combine(train, Adapted(f, [], features.tail), [job.name for job in jobs])
+        made = one(found, len(jobs)) if len(found) == 1 else apiece(found)
+        return replace(made, tangent=getattr(sys.modules[method_of(combine).__module__], "space", "") == "tangent")
     trees = [dense(f, bank, j + 1) for j in range(len(jobs))]
-    found = combine(trees, look_of(features, jobs, heads, bank.sites, trees, few, seed, split))
-    if isinstance(found, dict):
-        return one(dense_bank(bank.sites, plain(found)), len(jobs))
-    made = dense_bank(bank.sites, plain(found[0]))
-    made.add([plain(tree) for tree in found[1:]])
-    return Merged(made, list(range(1, len(found) + 1)), [{n: p for n, p in tree.items() if not n} for tree in found])
+    tree = combine(trees, look_of(features, jobs, heads, bank.sites, trees, few, seed, split))
+    if isinstance(tree, dict):
+        return one(dense_bank(bank.sites, plain(tree)), len(jobs))
+    whole = dense_bank(bank.sites, plain(tree[0]))
+    whole.add([plain(other) for other in tree[1:]])
+    return replace(apiece(whole), after=[other.get("", {}) for other in tree])
 
 
 def one(bank: Bank, tasks: int) -> Merged:
     return Merged(bank, [1] * tasks, [{}] * tasks)
+
+
+def apiece(bank: Bank) -> Merged:
+    """Slot j + 1 is task j's; equal slots become one."""
+    sums = [checksum({t: bank.tables[t].data[i] for t in bank.slot_tables}) for i in range(1, len(bank) + 1)]
+    first = [1 + sums.index(s) for s in sums]
+    moved = bank.remove([i for i, kept in enumerate(first, 1) if i != kept])
+    return Merged(bank, [moved[i] for i in first], [{}] * len(first))
+
+
+def always(slot: int) -> Routes:
+    return lambda owners: Route.to([slot] * len(owners))
 
 
 def plain(tree: Tree) -> Tree:
@@ -184,14 +218,14 @@ def look_of(features: Features, jobs: Sequence[Job], heads: Sequence[Head], site
 
 
 class After:
-    """A view whose features are corrected behind f: z + relu(z down) up."""
+    """A view whose features are corrected behind f."""
 
-    def __init__(self, view: Slot, tree: Tree) -> None:
-        self.view, self.p = view, tree.get("", {})
+    def __init__(self, view: Slot, p: Params) -> None:
+        self.view, self.p = view, p
 
     def __call__(self, units: Sequence[int]) -> Tensor:
         z = self.view(units)
-        return z if not self.p else z + torch.relu(z @ self.p["down"]) @ self.p["up"]
+        return corrected(z, self.p) if self.p else z
 
     def speak(self, units: Sequence[int]) -> list[str]:
         return self.view.speak(units)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anabranch.core.adapt import Adapted
 from anabranch.core.bank import Bank
+from anabranch.core.delta import Params
 from anabranch.core.route import Route
 from anabranch.engine.backbone import Backbone, Tokens, backbone_of
 from anabranch.engine.features import Features
@@ -22,6 +23,8 @@ from anabranch.engine.linear import ranked, speak
 from anabranch.engine.passes import encode
 from anabranch.engine.store import Record, bank_of, corpus_of, cut, get, open_bundle, parts_of, readable, same_backbone, unpack
 from anabranch.errors import InputError, WorkError, nearest
+from anabranch.merge.surgery import corrected
+from anabranch.merge.tangent import Linearised
 from anabranch.task import kind as kinds
 from anabranch.task.kind import Kind
 from anabranch.task.kind._base import Post
@@ -36,8 +39,10 @@ kind_of = cache(kinds.find)  # it looks into the folder of kinds each time
 class Served:
     """One task of a bundle: its slot (0: f itself), head, settled numbers, and for retrieval the index of its corpus."""
 
-    def __init__(self, name: str, record: Mapping[str, Any], slot: int, head: Head, post: Post, corpus: Mapping[str, str] | None):
+    def __init__(self, name: str, record: Mapping[str, Any], slot: int, head: Head, post: Post, corpus: Mapping[str, str] | None,
+                 after: Params | None = None) -> None:  # fmt: skip
         self.name, self.record, self.slot, self.head, self.post, self.corpus = name, record, slot, head, post, corpus
+        self.after = after or {}  # corrects its features behind f
         self.kind: Kind = kind_of(record["kind"])(record["labels"], record["two"], record["mean"], record["std"])
         self.number = 0  # of its routes in the model
         self.sound = True  # all its numbers are finite
@@ -69,7 +74,7 @@ class Model:
         self._paths = [[((0,) * max(1, many if first and i >= first else 1), 0) for i in range(len(self.banks))]]
         for name, record in bundle["tasks"].items():
             Record.model_validate(record)
-            packed, head, post, gate = parts_of(folder, record["file"])
+            packed, head, post, gate, after = parts_of(folder, record["file"])
             path, slot = list(self._paths[0]), 0
             if record["rung"] == "shared" and many:
                 gates = unpack(gate)
@@ -87,20 +92,22 @@ class Model:
                 path[: first or None] = [((slot,), 0)] * (first or len(self.banks))
             self._paths.append(path)
             corpus = corpus_of(folder, record["corpus"]) if record.get("corpus") else None
-            self.served[name] = Served(name, record, slot, head, post, corpus)
+            self.served[name] = Served(name, record, slot, head, post, corpus, after)
             self.served[name].number = len(self._paths) - 1
         experts = [unpack({n.partition(".")[2]: t for n, t in whole.items() if n.startswith(f"{e}.")}) for e in range(many)]
         for i, bank in enumerate(self.banks[first:] if first else ()):
             bank.add([cut(tree, i) for tree in experts])
         self.tail = max(0, min((s.depth for bank in self.banks for s in bank.sites), default=0))
-        self.adapted = Adapted(backbone.f, self.banks, self.tail)
+        self.adapted: Any = Adapted(backbone.f, self.banks, self.tail)
+        if bundle.get("tangent"):
+            self.adapted = Linearised(self.adapted)
         self._examine()
 
     def _examine(self) -> None:
         """Marks the tasks whose slots, gate or head hold NaN or infinity, and names them; the others answer as ever."""
         whole = [[t.data.isfinite().flatten(1).all(1).tolist() for t in bank.tables.values()] for bank in self.banks]
         for served in self.served.values():
-            heads = all(bool(t.isfinite().all()) for t in (*served.head.values(), *served.post.values()))
+            heads = all(bool(t.isfinite().all()) for p in (served.head, served.post, served.after) for t in p.values())
             slots = all(
                 held[row if name == "gate" else 1 if name == "shared" else slot]
                 for bank, tables, (ids, row) in zip(self.banks, whole, self._paths[served.number], strict=True)
@@ -241,7 +248,8 @@ class Model:
         """Features of units under their tasks' slots, [1, d] (2d with f's middle) or of their words [words, d]."""
         live = Features(self.backbone, None, self.tail)
         ids = live.add([tokens for _, tokens in wanted])
-        return encode(live, self.adapted, ids, [served.number for served, _ in wanted], words, self.routes)
+        found = encode(live, self.adapted, ids, [served.number for served, _ in wanted], words, self.routes)
+        return [corrected(z, served.after) if served.after else z for z, (served, _) in zip(found, wanted, strict=True)]
 
     def said(self, wanted: Sequence[tuple[Served, Tokens]]) -> list[str]:
         """What f goes on to say after texts of one slot."""
@@ -280,10 +288,9 @@ class Model:
         """The corpus of a retrieval task as unit vectors [documents, d], made at first use."""
         if served.index is None:
             assert served.corpus is not None
-            live = Features(self.backbone, None, self.tail)
-            units = live.add(self.backbone.tokens(list(served.corpus.values()), served.record.get("max_length")))
-            z = encode(live, self.adapted, units, [served.number] * len(units), False, self.routes)
-            served.index = torch.nn.functional.normalize(torch.cat(z)[:, : self.backbone.d], dim=-1)
+            tokens = self.backbone.tokens(list(served.corpus.values()), served.record.get("max_length"))
+            z = torch.cat(self.encoded([(served, t) for t in tokens], False))
+            served.index = torch.nn.functional.normalize(z[:, : self.backbone.d], dim=-1)
         return served.index
 
     def take(self, other: "Model", task: str, name: str) -> None:
@@ -294,7 +301,7 @@ class Model:
         new = other.task(task)
         if name in self.served:
             self.drop(name)
-        mine, path = Served(name, new.record, 0, new.head, new.post, new.corpus), list(self._paths[0])
+        mine, path = Served(name, new.record, 0, new.head, new.post, new.corpus, new.after), list(self._paths[0])
         if new.slot:
             mine.slot = [bank.add([theirs.take(new.slot)])[0] for bank, theirs in zip(self.banks, other.banks, strict=True)][0]
             path = [((mine.slot,), 0)] * len(self.banks)

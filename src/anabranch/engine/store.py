@@ -118,13 +118,15 @@ def get(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def save_task(folder: Path, record: dict[str, Any], slot: Mapping[str, Tensor], head: Head, post: Post,
-              corpus: Mapping[str, str] | None = None, gate: Mapping[str, Tensor] | None = None) -> dict[str, Any]:  # fmt: skip
-    """Writes a task's tensors; returns its entry for bundle.json. ``slot`` and ``gate`` are packed.
+              corpus: Mapping[str, str] | None = None, gate: Mapping[str, Tensor] | None = None,
+              after: Mapping[str, Tensor] | None = None) -> dict[str, Any]:  # fmt: skip
+    """Writes a task's tensors; returns its entry for bundle.json. ``slot``, ``gate`` and ``after`` are packed.
 
     ``slot`` is empty for a probe or shared slots.
     """
     parts = {f"slot/{n}": t for n, t in slot.items()} | {f"head/{n}": t.bfloat16() for n, t in head.items()}
     parts |= {f"post/{n}": t.float() for n, t in post.items()} | {f"gate/{n}": t for n, t in (gate or {}).items()}
+    parts |= {f"after/{n}": t for n, t in (after or {}).items()}
     entry = record | {"file": put(folder, parts) if parts else None}
     if corpus is not None:
         lines = "".join(json.dumps({"id": i, "text": t}, ensure_ascii=False) + "\n" for i, t in corpus.items())
@@ -141,14 +143,16 @@ class Parts(NamedTuple):
     head: Head
     post: Post
     gate: dict[str, Tensor]
+    after: dict[str, Tensor]  # what corrects its features behind f
 
 
 def parts_of(folder: Path, name: str | None) -> Parts:
-    out: dict[str, dict[str, Tensor]] = {"slot": {}, "head": {}, "post": {}, "gate": {}}
+    out: dict[str, dict[str, Tensor]] = {"slot": {}, "head": {}, "post": {}, "gate": {}, "after": {}}
     for key, t in (get(folder, name) if name else {}).items():
         group, _, rest = key.partition("/")
         out[group][rest] = t
-    return Parts(out["slot"], {n: t.float() for n, t in out["head"].items()}, out["post"], out["gate"])
+    head, after = ({n: t.float() for n, t in out[group].items()} for group in ("head", "after"))
+    return Parts(out["slot"], head, out["post"], out["gate"], after)
 
 
 def corpus_of(folder: Path, name: str) -> dict[str, str]:

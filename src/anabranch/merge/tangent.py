@@ -30,6 +30,7 @@ from anabranch.types import Positive
 
 rows = ("tangent-task-arithmetic",)
 takes = (2, None)
+space = "tangent"  # in which the merged slot runs
 
 
 def tangent(train: Callable[..., Bank], adapted: Adapted, tasks: Any, *, scale: Positive = 0.4) -> Bank:
@@ -79,7 +80,11 @@ class Linearised:
     def __init__(self, adapted: Adapted) -> None:
         self.adapted, self.sources, self.seen = adapted, adapted.sources, None
 
-    def __call__(self, inputs: Mapping[str, Tensor], route: Route, features: Tensor | None = None) -> Any:
+    def __call__(self, inputs: Mapping[str, Tensor], routes: Route | Sequence[Route | None] | None,
+                 features: Tensor | None = None) -> Any:  # fmt: skip
+        route = routes if isinstance(routes, Route | None) else routes[0]  # one of each bank, of which there is one
+        if route is None:
+            return self.adapted(inputs, None, features)
         return linearised(self.adapted, inputs, route.ids, route.w, features)
 
 

@@ -17,7 +17,7 @@ from anabranch.atlas.rows import rows
 from anabranch.atlas.status import claim_of, verdict
 from anabranch.core.names import every, find
 from anabranch.engine.claim import interval
-from anabranch.engine.offer import elsewhere
+from anabranch.engine.offer import trains
 from anabranch.report.families import ROOT, text_of
 
 Scores = Mapping[str, Sequence[float]]  # task -> a score of each seed
@@ -56,11 +56,10 @@ AGAINST = {"merge": "tsv", "balance": "equal"}  # what the best is compared with
 
 def merging(root: Path = ROOT) -> str:
     """docs/merging.md"""
-    apart = ", ".join(f"`{n}`" for n in every("merge") if elsewhere(find(f"merge.{n}")))
+    apart = ", ".join(f"`{n}`" for n in every("merge") if trains(find(f"merge.{n}")))
     usage = (
-        "merge: {KEYWORD: {SETTING: VALUE}}` in a plan and `anabranch merge RUN --merge KEYWORD` take what makes one model of"
-        f" finished deltas: all but {apart}. From Python `tuned = suite.own(DELTA)`, then `tuned.merged(KEYWORD)`, or, where that"
-        " asks for several trainings, `METHOD(tuned.stages(), adapted, tasks)"
+        "merge: {KEYWORD: {SETTING: VALUE}}` in a plan takes any; `anabranch merge RUN --merge KEYWORD`, of finished deltas, all"
+        f" but those that train again ({apart}). From Python `tuned = suite.own(DELTA)`, then `tuned.merged(KEYWORD)"
     )
     return page("merge", "Which merge for what", usage, root)
 

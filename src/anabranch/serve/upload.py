@@ -93,11 +93,13 @@ def one(folder: Path, name: str, live: Model, backbone: Backbone) -> tuple[Model
     if record["rung"] == "shared":  # an own slot here, where the shared one is another
         slot, corpus = store.parts_of(folder, bundle["shared"]["file"]).slot, record.get("corpus")
         texts = store.corpus_of(folder, corpus) if corpus else None
-        record = store.save_task(folder, record | {"rung": "delta"}, slot, parts.head, parts.post, texts)
+        record = store.save_task(folder, record | {"rung": "delta"}, slot, parts.head, parts.post, texts, after=parts.after)
     if record["rung"] != "probe" and bundle["banks"] != live.bundle["banks"]:
         ours, theirs = (", ".join(f"{b['delta']['method']} {b['delta']['settings']}" for b in x["banks"])
                         for x in (live.bundle, bundle))  # fmt: skip
         raise InputError(f"slots of one bundle are of one form, here {ours} at the same sites; the archive has {theirs}")
+    if bundle.get("tangent") != live.bundle.get("tangent"):
+        raise InputError("of this bundle and the archive's one answers in the tangent space of its backbone, the other does not")
     if low(bundle) != live.tail:
         raise InputError(f"the archive's heads read block {low(bundle)} of the backbone, those of this bundle block {live.tail}")
     whole = bundle | {"tasks": {task: record}, "banks": live.bundle["banks"], "shared": None}
