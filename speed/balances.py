@@ -63,7 +63,8 @@ class Runs:
 
     def measured(self, name: str, size: int, seed: int) -> dict[str, Any]:
         from anabranch.claims._balance import seconds
-        from anabranch.engine.share import balancer, beside
+        from anabranch.engine.balanced import beside
+        from anabranch.engine.share import balancer
         from anabranch.report.overview import form_of
 
         suite, spec = self.suites(size, seed), spec_of(name)

@@ -451,7 +451,9 @@ def test_every_form_of_merge_is_a_run_of_its_own(tmp_path, method):
     assert made.bundle.get("tangent", False) == (method == "tangent")
     assert all(bool(made.task(n).after) == (method == "surgery") for n in kept)
     assert found["one"] == ("is one model for all" in (tmp_path / "run" / "report.html").read_text())
-    own, merged = (sum(p.stat().st_size for p in (tmp_path / "run" / n).glob("*.safetensors")) for n in ("bundle", "merged/bundle"))
+    own, merged = (
+        sum(p.stat().st_size for p in (tmp_path / "run" / n).glob("*.safetensors")) for n in ("bundle", "merged/bundle")
+    )
     assert (own - merged) / 1000 == pytest.approx(found["kilobytes_saved"], abs=40)  # files have heads of their own
 
 
@@ -483,7 +485,9 @@ def test_a_merge_of_a_run_is_the_one_of_the_plan(tmp_path, method):
 @pytest.mark.usefixtures("unloaded")
 @pytest.mark.parametrize("method", [n for n in every("merge") if n not in FINISHED])
 def test_merges_that_train_are_refused_before_the_work(run, method):
-    with pytest.raises(InputError, match=f"merge {method} trains in several stages.*: write merge: {method} .* one of adamerging"):
+    with pytest.raises(
+        InputError, match=f"merge {method} trains in several stages.*: write merge: {method} .* one of adamerging"
+    ):
         change.merge(run, method)
 
 

@@ -8,8 +8,9 @@ from engine.test_train import trainer
 
 from anabranch.balance.codiemb import contrastive
 from anabranch.core.names import make
+from anabranch.engine.balanced import Beside, Here, Once, beside, expand, way_of
 from anabranch.engine.recipe import Trainings, jointly, target, weighted
-from anabranch.engine.share import Beside, Here, Once, beside, expand, share, start, together, trained
+from anabranch.engine.share import share, start, together
 from anabranch.engine.train import Learner
 from anabranch.errors import InputError
 
@@ -50,7 +51,7 @@ def test_terms_see_the_texts_that_all_tasks_share(tmp_path):
     part = other.parts["train"]
     few = replace(other, parts=other.parts | {"train": replace(part, units=part.units[::-1][:20], y=part.y.flip(0)[:20])})
     both = [(job, head), (few, head)]
-    shared = [job.parts["train"] for job, _ in trained(made, both, beside(make("balance", "rep_mtl")))]
+    shared = [job.parts["train"] for job, _ in way_of(made, both, make("balance", "rep_mtl")).pairs]
     assert shared[0].units == shared[1].units and 2 <= len(shared[0]) <= 20
     assert torch.equal((shared[0].y + 1) % 3, shared[1].y)
     theta, learners = share(made, both, 2, make("balance", "rep_mtl"), "k")
@@ -64,7 +65,7 @@ def test_a_balancers_own_losses_take_the_place_of_those_of_kinds_without_classes
     made, jobs = trainer(tmp_path, "retrieve", "pair", "regress")
     said = beside(make("balance", "codiemb"))
     assert said.together == 1 and beside(make("balance", "famo")) == Beside() == beside(make("balance", "dwa"))
-    retrieve, pair, regress = (job for job, _ in trained(made, jobs, said))
+    retrieve, pair, regress = (job for job, _ in way_of(made, jobs, make("balance", "codiemb")).pairs)
     out = torch.randn(8, 5)
     assert torch.equal(retrieve.kind.loss(out, None, [2] * 4), contrastive(out, None, [2] * 4))
     assert (pair.kind, regress.kind) == (jobs[1][0].kind, jobs[2][0].kind)  # this pair has classes

@@ -19,7 +19,8 @@ def plan(names, **more):
 def test_every_balance_is_of_two_tasks_that_share_texts(tmp_path, name):
     made, jobs = twins(tmp_path)
     spec = {"stg_mtl": {"clusters": 2}} if name == "stg_mtl" else name
-    assert rehearsed(spec, [job for job, _ in jobs], [], lambda: made) == []
+    notes = rehearsed(spec, [job for job, _ in jobs], [], lambda: made)
+    assert all("have the same texts" in note and name in note for note in notes) and len(notes) < 2
 
 
 @pytest.mark.parametrize(("names", "balance", "said"), [

@@ -8,7 +8,8 @@ import torch
 from engine.test_train import equal, trainer
 
 from anabranch.core.balance import lift
-from anabranch.engine.share import expand, gradients, relate, rounds, share, start
+from anabranch.engine.balanced import expand, gradients
+from anabranch.engine.share import relate, rounds, share, start
 from anabranch.engine.train import Learner
 
 

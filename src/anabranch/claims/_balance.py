@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from anabranch.core.balance import Point
+from anabranch.engine.balanced import way_of
 from anabranch.engine.passes import seeded
 from anabranch.engine.recipe import weighted
-from anabranch.engine.share import balancer, beside, start, step, together, trained
+from anabranch.engine.share import balancer, start, step, together
 from anabranch.engine.train import ROWS, Learner
 from anabranch.task.data import Task
 
@@ -75,17 +77,17 @@ def seconds(suite: Any, delta: Any, ways: Mapping[str, Any], steps: int = 3) -> 
         banks, rates = suite.banks(delta)
         trainer, balance = suite.trainer(banks, rates), balancer(spec)
         trainer.common, trainer.routes = True, together(1)
-        pairs = trained(trainer, [(job, suite.heads[n]) for n, job in suite.jobs.items()], beside(balance))
-        learners = [Learner(job, {f"head.{n}": t for n, t in head.items()}, 1) for job, head in pairs]
-        common = Learner(pairs[0][0], start(trainer), 1)
+        way = way_of(trainer, [(job, suite.heads[n]) for n, job in suite.jobs.items()], balance)
+        learners = [Learner(job, {f"head.{n}": t for n, t in head.items()}, 1) for job, head in way.pairs]
+        common = Learner(way.pairs[0][0], start(trainer), 1)
         common.planned = 10**6
-        rows = list(range(min(ROWS, *(len(job.parts["train"]) for job, _ in pairs))))
-        runs[name] = (trainer, common, [(learner, rows) for learner in learners], balance)
+        rows = list(range(min(ROWS, *(len(job.parts["train"]) for job, _ in way.pairs))))
+        runs[name] = (partial(way.here, trainer, common, [(learner, rows) for learner in learners]), balance)
     states: dict[str, Any] = dict.fromkeys(ways)
     for _ in range(steps + 1):
-        for name, run in runs.items():
+        for name, (here, balance) in runs.items():
             begun = time.process_time()
-            states[name] = step(*run, states[name])
+            states[name] = step(here(), balance, states[name])
             took[name].append(time.process_time() - begun)
     return {name: median(each[1:]) for name, each in took.items()}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from anabranch.engine.balanced import Here
 from anabranch.engine.lab import Trained, replace_gate
 from anabranch.engine.passes import seeded
 from anabranch.engine.share import balancer, step, together
@@ -53,7 +54,7 @@ def tuned(suite: Any, trained: Any) -> dict[str, float]:
         common, state = Learner(job, skills, PASSES, planned=PASSES * mine.steps), None
         for mine.epoch in range(PASSES):
             for rows in mine.batches(suite.features, seed):
-                state = step(trainer, common, [(mine, rows)], balancer("mean"), state)
+                state = step(Here(trainer, common, [(mine, rows)]), balancer("mean"), state)
         slots = [{n: t[i] for n, t in common.theta.items()} for i in range(k)]
         gates = {name: {n: t for n, t in mine.theta.items() if n.endswith(".gate")}}
         only = suite.only(name)

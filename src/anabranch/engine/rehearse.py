@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from anabranch.balance._recipe import Run
-from anabranch.core.balance import Point
 from anabranch.core.names import make
+from anabranch.engine.balanced import AtFeatures, toy, way_of
 from anabranch.engine.job import Job, Part
 from anabranch.engine.passes import seeded
 from anabranch.engine.recipe import Trainings
-from anabranch.engine.share import balancer, beside, rounds, trained
+from anabranch.engine.share import balancer, rounds
 from anabranch.engine.train import Learner, Trainer
 from anabranch.errors import InputError, WorkError
 
@@ -30,14 +30,19 @@ def rehearsed(
     ``shares``: whether a task that is alone trains under it at all.
     """
     groups = [[job for job in jobs if job.name in names] for names in apart] if len(apart) > 1 else [list(jobs)]
-    acts = [rehearse(spec, group, trainer) for group in groups if len(group) > 1 or len(groups) == 1]  # not for one of many
+    called, notes = spec if isinstance(spec, str) else next(iter(spec)), list[str]()
+    acts = [rehearse(spec, group, trainer, notes) for group in groups if len(group) > 1 or len(groups) == 1]  # not one of many
     if len(jobs) > 1 or (shares and any(acts)):
-        return []
-    return [f"balance {spec if isinstance(spec, str) else next(iter(spec))} does nothing with one task"]
+        return [f"{names} have the same texts: each goes through f once for all, and balance {called} works at the features"
+                for names in notes]  # fmt: skip
+    return [f"balance {called} does nothing with one task"]
 
 
-def rehearse(spec: Any, jobs: Sequence[Job], trainer: Callable[[], Trainer]) -> bool:
-    """One group of tasks, whose sizes in a step fall when those with fewer rows have no more; False: a task goes its own way."""
+def rehearse(spec: Any, jobs: Sequence[Job], trainer: Callable[[], Trainer], same: list[str]) -> bool:
+    """One group of tasks, whose sizes in a step fall when those with fewer rows have no more; False: a task goes its own way.
+
+    ``same`` gets the names of tasks that are balanced at their common features.
+    """
     method, names = make("balance", spec), [job.name for job in jobs]
     own = getattr(method, "__wrapped__", method)
     if next(iter(signature(own).parameters)) == "train":
@@ -47,16 +52,14 @@ def rehearse(spec: Any, jobs: Sequence[Job], trainer: Callable[[], Trainer]) -> 
         return True
     with named(spec, ""):
         balance = balancer(spec)
-        said = beside(balance)
-        if said.term:
-            trained(trainer(), [(job, {}) for job in jobs], said)
-    most = max(len(jobs), said.together) if said.term else said.together
-    steps = [1 if said.term else Learner(job, {}, 1).steps for job in jobs]
+        way = way_of(trainer(), [(job, {}) for job in jobs], balance)
+    same.extend([", ".join(names)] * (way.here is AtFeatures))
+    steps = [Learner(job, {}, 1).steps for job, _ in way.pairs]
     acts = True
-    for size in sorted({len(at_once) for at_once in rounds([[[0]] * n for n in steps], most)}, reverse=True):
+    for size in sorted({len(at_once) for at_once in rounds([[[0]] * n for n in steps], way.most)}, reverse=True):
         few = "" if size == len(jobs) else f" when {size} of the {len(jobs)} tasks meet in a step"
         with named(spec, few), suppress(WorkError):  # what fails by its numbers says nothing of the plan's
-            at = point(names[:size])
+            at = toy(names[:size], SIZE)
             direction = balance(None, at)[0]
             acts = direction is None or not torch.allclose(direction, at.grads(at.theta).mean(0))
     return acts
@@ -68,13 +71,6 @@ def named(spec: Any, where: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"balance {spec!r} cannot be of these tasks{where}: {error}; or take another, such as mean") from None
-
-
-def point(names: Sequence[str]) -> Point:
-    """Losses |theta - c_t|^2; theta [n], or [t, n] for each task at its own."""
-    centres = torch.randn(len(names), SIZE, generator=seeded("toy", *names))
-    theta = torch.zeros(SIZE)
-    return Point(theta, lambda p: (p - centres).square().sum(-1), lambda p: 2 * (p - centres), list(names))
 
 
 class Toy(Trainings):
