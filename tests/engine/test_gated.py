@@ -5,11 +5,13 @@ import torch
 from engine import _tiny as tiny
 from torch import Generator
 
+import anabranch.engine.fit as fit
 import anabranch.engine.result as result
 import anabranch.engine.share as share
 from anabranch.core.bank import Bank
 from anabranch.core.names import every, find, make
 from anabranch.core.site import find as find_sites
+from anabranch.engine import change, later
 from anabranch.engine.backbone import load as load_backbone
 from anabranch.engine.cache import read_json
 from anabranch.engine.model import load
@@ -167,3 +169,78 @@ def test_terms_are_for_tasks_that_share_texts(tmp_path, monkeypatch):
     model = load(tmp_path / "shared")
     for name, scores in model.evaluate(data).items():
         assert scores["score"] == pytest.approx(found["tasks"][name]["shared"], abs=1e-6)
+
+
+# ---- tasks that come later
+
+
+def added(place, monkeypatch, rung, run_gate, **more):
+    """A run of two tasks under a gate, and a third that is added and answers from ``rung``."""
+    monkeypatch.setattr(result, "choose", lambda job, rungs, seed: next(r for r in rungs if r.name == "shared"))
+    plan = tiny.plan(tiny.home() / "bert", tiny.home() / "data", NAMES[:2]) | {"stages": EVERY, "gate": run_gate}
+    with tiny.quick(4):
+        tiny.fit(plan, place / "run")
+        before = {n: load(place / "run").predict(n, tiny.rows(n, 5, seed=3)) for n in NAMES[:2]}
+        files = tiny.files(place / "run" / "bundle")
+        monkeypatch.setattr(result, "choose", lambda job, rungs, seed: next(r for r in rungs if r.name == rung))
+        found = change.add(place / "run", {"tasks": {"regress": {"data": str(tiny.home() / "data" / "regress")}}} | more)
+    model, now = load(place / "run"), tiny.files(place / "run" / "bundle")
+    assert {n: now[n] for n in files if n != "bundle.json"} == {n: b for n, b in files.items() if n != "bundle.json"}
+    assert {n: model.predict(n, tiny.rows(n, 5, seed=3)) for n in NAMES[:2]} == before
+    return found, model
+
+
+@pytest.mark.parametrize("gate", ["mhr", "poly", "task_aware", "moore", "learned"])
+def test_a_later_task_routes_over_the_slots_that_others_trained(tmp_path, monkeypatch, gate):
+    """These stay bit for bit; the task has a row of the gate and a head. Under mhr this is MHR-z."""
+    found, model = added(tmp_path, monkeypatch, "shared", gate)
+    assert measured(model)["regress"] == pytest.approx(found["tasks"]["regress"]["shared"], abs=1e-6)
+    assert found["tasks"]["regress"]["delta"] is not None and model.bundle["shared"]["tasks"] == [*NAMES]
+    assert len(model.banks[0]) == 0 and len(model.banks[1].tables["gate"]) == 4
+    change.remove(tmp_path / "run", "regress")
+    assert [*load(tmp_path / "run").tasks] == [*NAMES[:2]]
+
+
+def test_a_later_task_borrows_the_router_of_the_task_that_it_resembles(tmp_path, monkeypatch):
+    """Its texts are those of regress again: the start of its row is the row of regress."""
+    seen = {}
+    train = later.Earlier.begin
+    monkeypatch.setattr(
+        later.Earlier, "begin", lambda self, features, job: seen.setdefault("row", (self, train(self, features, job)))[1]
+    )
+    monkeypatch.setattr(result, "choose", lambda job, rungs, seed: next(r for r in rungs if r.name == "shared"))
+    plan = tiny.plan(tiny.home() / "bert", tiny.home() / "data", NAMES) | {"stages": EVERY, "gate": "task_aware"}
+    with tiny.quick(4):
+        tiny.fit(plan, tmp_path / "run")
+        change.add(tmp_path / "run", {"tasks": {"again": {"data": str(tiny.home() / "data" / "regress")}}})
+    held, row = seen["row"]
+    assert [*held.gates] == [*held.means] == [*NAMES] and torch.equal(row["0.gate"], held.gates["regress"]["0.gate"])
+    model = load(tmp_path / "run")
+    rows = model.banks[1].tables["gate"].data[1:]
+    near = torch.nn.functional.cosine_similarity(rows[3], rows[:3])
+    assert near.argmax() == 2 and not torch.equal(rows[3], rows[2])  # and then it learned
+
+
+def test_a_later_task_s_own_slot_begins_at_the_mean_of_the_skills(tmp_path, monkeypatch):
+    """MHR-mu."""
+    held = []
+    monkeypatch.setattr(
+        fit, "trainer_of", lambda run, *banks, trainer=fit.trainer_of, **more: held.append(more) or trainer(run, *banks, **more)
+    )
+    found, model = added(tmp_path, monkeypatch, "delta", {"mhr": {"slots": 3}}, gate="mhr_mu")
+    skills = model.banks[1].tables["own"].data[1:].float()
+    (begin,) = (more["begin"]["regress"] for more in held if more.get("begin"))
+    assert len(skills) == 3
+    torch.testing.assert_close(begin["0.own"], skills.mean(0))
+    assert found["tasks"]["regress"]["shared"] is None and not torch.equal(model.banks[0].tables["own"].data[1], begin["0.own"])
+
+
+def test_a_mean_of_skills_needs_skills(tmp_path, monkeypatch):
+    monkeypatch.setattr(result, "choose", lambda job, rungs, seed: rungs[0])
+    with tiny.quick(4):
+        tiny.fit(tiny.plan(tiny.home() / "bert", tiny.home() / "data", NAMES[:2]), tmp_path / "run")
+    more = {"tasks": {"regress": {"data": str(tiny.home() / "data" / "regress")}}}
+    with pytest.raises(InputError, match="gate 'mhr_mu' begins later tasks at the mean of slots .* such as mhr or poly"):
+        change.add(tmp_path / "run", more | {"gate": "mhr_mu"})
+    with pytest.raises(InputError, match="a bundle has one gate, here by_task: leave gate out"):
+        change.add(tmp_path / "run", more | {"gate": "mhr"})

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from anabranch.core.bank import Bank
+from anabranch.core.names import make
 from anabranch.engine import exchange, store
 from anabranch.engine.algebra import merge as merge_slots
 from anabranch.engine.algebra import summed
@@ -20,6 +21,7 @@ from anabranch.engine.features import Features
 from anabranch.engine.fit import fit
 from anabranch.engine.given import dicts
 from anabranch.engine.job import job_of
+from anabranch.engine.later import beside, trained_by
 from anabranch.engine.merging import Merged, apiece, merged, method_of, needs_of, one
 from anabranch.engine.model import Model, load
 from anabranch.engine.offer import NAME, finished, stored, suits, written
@@ -37,8 +39,10 @@ MERGED = {"bundle", "results.json", "report.html"}  # of a merge
 def add(run: Path, plan: Any, *, on_error: str = "stop", told: Told | None = None) -> dict[str, Any]:
     """Fits a plan's tasks with the deltas of the bundle and appends them; returns the run's results.
 
-    InputError for a task name that the bundle has, and for another backbone, seed, delta or gate than the bundle's. The new
-    tasks are fitted in ``RUN/work/add-<hash of the plan>``; a killed ``add`` goes on there.
+    Where the bundle's tasks trained slots together under a gate, the new ones may also answer through these, which stay as they
+    are, with a row of the gate of their own; under ``gate: mhr_mu`` their own slots begin at the mean of these. InputError for a
+    task name that the bundle has, and for another backbone, seed, delta or gate than the bundle's. The new tasks are fitted in
+    ``RUN/work/add-<hash of the plan>``; a killed ``add`` goes on there.
     """
     run = Path(run)
     folder, bundle = store.open_bundle(run)
@@ -48,27 +52,33 @@ def add(run: Path, plan: Any, *, on_error: str = "stop", told: Told | None = Non
         raise InputError(
             f"the bundle has a task {known[0]!r} already: give the new one another name, or remove the old one first"
         )
-    other = [k for k in ("backbone", "seed", "delta", "gate") if k in more.model_fields_set and getattr(more, k) != made[k]]
-    if other:
+    gate = more.gate if more.gate != made["gate"] and beside(make("gate", more.gate), "average") else None
+    known = [k for k in ("backbone", "seed", "delta", *["gate"] * (gate is None)) if k in more.model_fields_set]
+    if other := [k for k in known if getattr(more, k) != made[k]]:
         raise InputError(f"a bundle has one {other[0]}, here {made[other[0]]}: leave {other[0]} out of the plan")
-    own = bundle["banks"][: (bundle.get("shared") or {}).get("bank")]  # a gate over slots of its own stays as it is
+    first = (bundle.get("shared") or {}).get("bank")
+    own = bundle["banks"][:first]  # a gate over slots of its own stays as it is
+    before = trained_by(load(run), gate) if first or gate is not None else None
     entries = made["delta"] if isinstance(made["delta"], list) else [made["delta"]]
     whole = more.model_copy(update={k: made[k] for k in ("backbone", "seed")} | {"gate": "by_task", "delta": [
         {b["delta"]["method"].partition(".")[2]: b["delta"]["settings"]}  # as fitted: a budget may have made a rank smaller
         | {k: entry[k] for k in ("at", "lr") if isinstance(entry, dict) and k in entry}
         for entry, b in zip(entries, own, strict=True)
     ]})  # fmt: skip
-    part = run / "work" / ("add-" + store.digest(whole.model_dump(mode="json")))
-    results = fit(whole, part, resume=True, on_error=on_error, told=told)
+    part = run / "work" / ("add-" + store.digest(whole.model_dump(mode="json") | {"gate": gate or whole.gate}))
+    results = fit(whole, part, resume=True, on_error=on_error, told=told, earlier=before)
     fresh_folder, fresh = store.open_bundle(part)
     old_slots, new_slots = (any(t["rung"] != "probe" for t in b["tasks"].values()) for b in (bundle, fresh))
-    if new_slots and [b["layout"] for b in fresh["banks"]] != [b["layout"] for b in own]:
+    mine = fresh["banks"][: (fresh["shared"] or {}).get("bank")]
+    if new_slots and [b["layout"] for b in mine] != [b["layout"] for b in own]:
         if old_slots:
             raise InputError("slots of one bundle are of one size: leave kilobytes_per_task out of the plan, or raise it")
-        bundle["banks"][: len(own)] = fresh["banks"]
+        bundle["banks"][: len(own)] = mine
     made["tasks"] |= whole.model_dump(mode="json")["tasks"]
     for name, record in fresh["tasks"].items():
-        if record["rung"] == "shared":  # the new tasks' shared slot becomes an own slot of each, so the old one stays as it is
+        if record["rung"] == "shared" and before and before.slots:
+            bundle["shared"]["tasks"].append(name)
+        elif record["rung"] == "shared":  # the new tasks' shared slot becomes an own slot of each, so the old one stays as it is
             head, post = store.parts_of(fresh_folder, record["file"])[1:3]
             packed = store.parts_of(fresh_folder, fresh["shared"]["file"]).slot
             corpus = store.corpus_of(fresh_folder, record["corpus"]) if record.get("corpus") else None

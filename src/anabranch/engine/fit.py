@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import get_num_threads
+from torch import Tensor, get_num_threads
 
 from anabranch.core.bank import Bank
 from anabranch.core.gate import Gate
@@ -26,6 +26,7 @@ from anabranch.engine.cache import checksum, digest, read_json, read_sealed, rec
 from anabranch.engine.choose import Rung, climb, tested
 from anabranch.engine.features import Features
 from anabranch.engine.job import Head, Job, job_of, kind_of
+from anabranch.engine.later import Earlier, lends
 from anabranch.engine.offer import NAME, merges_of, offer, weighed
 from anabranch.engine.passes import seeded
 from anabranch.engine.profile import profile
@@ -41,7 +42,7 @@ from anabranch.errors import InputError, WorkError
 from anabranch.report import html
 from anabranch.settings import card
 from anabranch.task.data import Task, load_task
-from anabranch.task.plan import STAGES, Plan, read_plan
+from anabranch.task.plan import STAGES, Budget, Plan, read_plan
 
 PATIENCE = 1 / 3  # of a task's passes may go by without a lower validation loss
 
@@ -52,10 +53,11 @@ def quiet(stage: str, done: int, of: int, text: str) -> None:
 
 def fit(
     plan: Any, out: Path | str, *, resume: bool = False, overwrite: bool = False, dry: bool = False,
-    on_error: str = "stop", device: str | None = None, told: Told | None = None,
+    on_error: str = "stop", device: str | None = None, told: Told | None = None, earlier: Earlier | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Fits a plan (path, folder, dict or :class:`Plan`) into the folder ``out``; returns what results.json holds.
 
+    ``earlier``: what other tasks trained together, which these may use; no slot is shared among these then.
     ``dry``: returns rows, minutes and megabytes, and writes nothing. InputError for a used ``out`` without ``resume`` or
     ``overwrite``, and for a ``resume`` with another plan (with the keys that differ).
     """
@@ -79,9 +81,10 @@ def fit(
         weighed(backbone.f, banks[0])
     depth = max(0, min((s.depth for bank in banks for s in bank.sites), default=0))
     store = Features(backbone, out / "work" / "features", depth)
-    run = Run(plan, out, told, machine, tasks, backbone, store, banks, rates, gated_of(plan, banks, list(tasks)), notes=notes)
+    gated = earlier.banks if earlier and earlier.slots else gated_of(plan, banks, list(tasks))
+    run = Run(plan, out, told, machine, tasks, backbone, store, banks, rates, gated, notes=notes, earlier=earlier)
     run.jobs = {name: job_of(task, run.features) for name, task in tasks.items()}
-    if plan.balance is not None and "share" in stages:
+    if plan.balance is not None and "share" in stages and not earlier:
         notes += balanced(run)
     if dry:
         return estimate(run, stages)
@@ -274,8 +277,11 @@ def delta(run: Run) -> None:
         if job not in scarce:
             todo.append((job, head, epochs, run.key(job, epochs, common_of(run))))
 
+    begin = {job.name: run.earlier.own for job in run.jobs.values()} if run.earlier else {}
+
     def worker() -> Any:
-        return partial(trainer_of(run, patience=PATIENCE, tokens=TOKENS // get_num_threads()).run, progress=told)
+        trainer = trainer_of(run, patience=PATIENCE, tokens=TOKENS // get_num_threads(), begin=begin)
+        return partial(trainer.run, progress=told)
 
     for learner in drained(todo, worker):
         name = learner.job.name
@@ -291,13 +297,16 @@ def delta(run: Run) -> None:
 
 
 def common_of(run: Run) -> list[str]:
-    """Checksums of what the slots of a bank share."""
-    return [checksum({"shared": bank.tables["shared"].data}) for bank in run.banks if bank.tables["shared"].n]
+    """Checksums of what the slots of a bank share, and of where they begin."""
+    found = [checksum({"shared": bank.tables["shared"].data}) for bank in run.banks if bank.tables["shared"].n]
+    return found + ([checksum(run.earlier.own)] if run.earlier and run.earlier.own else [])
 
 
 def shared(run: Run) -> None:
     """Slots that all tasks train together, with the plan's balance and gate; or a gate over the tasks' own slots."""
     gate = make("gate", run.plan.gate)
+    if run.earlier:
+        return routed(run, run.earlier.slots, learnable(run)) if run.earlier.slots else None
     if gate.library:
         return over_library(run)
     if len(run.jobs) < 2 and gate.plain and not any(bank.tables["shared"].n for bank in run.banks):
@@ -319,7 +328,8 @@ def shared(run: Run) -> None:
         bank.tables["shared"].data[1:] = own.tables["shared"].data[1:]
     widest = max(numbers_of(learner.head) for learner in learners.values())
     found = each(list(learners.values()), lambda m: served(run, run.gated, "shared", m.job, slots, m.theta, widest))
-    for name, rung in zip(learners, found, strict=True):
+    for (name, learner), rung in zip(learners.items(), found, strict=True):
+        rung.gate |= lends(gate, run.features, learner.job)
         run.rungs[name].append(rung)
     return None
 
@@ -349,22 +359,34 @@ def over_library(run: Run) -> None:
             keys = {s.key: gate.key(s, tree[s.key], rng, (asked or {}).get(s.key)) for s in bank.sites}
             own[f"{i}.keys"] = bank.tables["keys"].row(keys)
         slots.append(own)
-    pairs = [(job, run.rungs[name][1].head, epochs_of(run, job)) for name, job in run.jobs.items()]
+    pairs = [(job, run.rungs[name][1].head) for name, job in run.jobs.items()]
     if gate.learner() is not gate:
         alone = [replace(bank, gate=gate.learner()) for bank in run.gated]
         trainer = trainer_of(run, alone, learning={"keys"}, begin=dict(zip(run.jobs, slots, strict=True)))
-        todo = [(job, head, 1, run.key(job, "keys", str(run.plan.gate), common_of(run))) for job, head, _ in pairs]
+        todo = [(job, head, 1, run.key(job, "keys", str(run.plan.gate), common_of(run))) for job, head in pairs]
         theta = {learner.job.name: learner.theta for learner in trainer.run(todo)}
         slots = [own | {n: theta[name][n] for n in own} for name, own in zip(run.jobs, slots, strict=True)]
-    mine = {job.name: {f"head.{n}": t for n, t in head.items()} for job, head, _ in pairs}
+    routed(run, slots, pairs)
+
+
+def routed(run: Run, slots: Sequence[Mapping[str, Tensor]], pairs: Sequence[tuple[Job, Head]]) -> None:
+    """Each task's row of the gate over slots that stay as they are, where it has one, and its head, learned together."""
+    mine = {job.name: {f"head.{n}": t for n, t in head.items()} for job, head in pairs}
     if any(bank.tables["gate"].n for bank in run.gated):
         library = {n: torch.stack([own[n] for own in slots]) for n in slots[0]}
-        trainer = trainer_of(run, run.gated, routes=over(len(slots)), library=library)
-        whole = digest([run.key(job) for job, *_ in pairs], common_of(run))
-        todo = [(job, head, n, run.key(job, n, "gate", str(run.plan.gate), whole)) for job, head, n in pairs]
+        begin = {job.name: run.earlier.begin(run.features, job) for job, _ in pairs} if run.earlier else {}
+        trainer = trainer_of(run, run.gated, routes=over(len(slots)), library=library, begin=begin)
+        whole = digest([run.key(job) for job, _ in pairs], common_of(run)) if not run.earlier else checksum(library)
+        todo = []
+        for job, head in pairs:
+            how = str(run.plan.gate), whole, *([checksum(begin[job.name])] if begin else [])
+            todo.append((job, head, n := epochs_of(run, job), run.key(job, n, "gate", *how)))
         mine = {learner.job.name: learner.best for learner in trainer.run(todo)}
-    widest = max(numbers_of(head) for _, head, _ in pairs)
-    jobs = list(run.jobs.values())
+    widest = max(numbers_of(head) for _, head in pairs)
+    jobs, gate = list(run.jobs.values()), run.gated[0].gate
+    if run.earlier:  # whose slots are stored, and in what form
+        run = replace(run, plan=run.plan.model_copy(update={"budget": Budget()}))
     found = each(jobs, lambda job: served(run, run.gated, "shared", job, slots, mine[job.name], widest))
     for job, rung in zip(jobs, found, strict=True):
+        rung.gate |= lends(gate, run.features, job)
         run.rungs[job.name].append(rung)

@@ -15,6 +15,7 @@ from anabranch.engine.cache import digest
 from anabranch.engine.choose import Rung
 from anabranch.engine.features import Features
 from anabranch.engine.job import Job
+from anabranch.engine.later import Earlier
 from anabranch.engine.profile import seconds
 from anabranch.engine.train import ROWS
 from anabranch.task.data import Task
@@ -38,6 +39,7 @@ class Run:
     banks: list[Bank]
     rates: list[float]
     gated: list[Bank] = field(default_factory=list)  # of the shared rung: the same banks, unless the gate routes over many slots
+    earlier: Earlier | None = None  # what the tasks of the bundle trained together, to which these are added
     jobs: dict[str, Job] = field(default_factory=dict)
     rungs: dict[str, list[Rung]] = field(default_factory=dict)
     few: dict[str, Rung] = field(default_factory=dict)  # what answers for tasks of few rows, chosen without a validation split

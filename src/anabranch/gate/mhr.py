@@ -3,8 +3,8 @@
     p[block h] = sum_k w_hk p_k[block h],  w_hk = sigmoid(z_hk) / sum_j sigmoid(z_hj),  z [heads, k] per task and site
 
 Heads cut each tensor along its longest axis, which is the rows of LoRA's a [d_in, r] and the columns of its b [r, d_out],
-into parts that differ by at most one. ``heads`` = 1 is Poly. A later task can learn z alone (mhr_z) or start from the
-average of the skills (mhr_mu).
+into parts that differ by at most one. ``heads`` = 1 is Poly. A later task (``anabranch add``) learns z alone over the
+skills as they are (MHR-z; over other tasks' own slots: mhr_z), or with ``gate: mhr_mu`` starts at their average.
 
 ``slots``: skills in the inventory, which all tasks train together. ``heads``: blocks with a routing of their own.
 """

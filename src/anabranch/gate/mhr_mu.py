@@ -2,7 +2,8 @@
 
     p = sum_k p_k / K over the K candidates of the row
 
-Parameters are averaged, not outputs. ``average`` gives the same as a slot, from which a new task starts to tune its own.
+Parameters are averaged, not outputs. ``average`` gives the same as a slot, from which a new task starts to tune its own: what
+``anabranch add`` does with ``gate: mhr_mu`` in its plan, where the tasks of the run trained skills.
 """
 
 from dataclasses import dataclass

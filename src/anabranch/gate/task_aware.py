@@ -4,7 +4,7 @@ arXiv:2204.07689).
     dy = sum over the top k of w_k Delta_k,  w = softmax(G_t x),  G_t [k, d] of task t at one site, by token
 
 A token keeps the share of its experts as the softmax over all gives it, so that the choice itself has a gradient. A task
-that comes later starts from the router of the seen task that it resembles most: ``borrow``.
+that comes later (``anabranch add``) starts from the router of the seen task that it resembles most: ``borrow``.
 
 ``slots``: experts, trained by all tasks together. ``top``: experts that a token keeps, 1 or 2 in the paper.
 """
