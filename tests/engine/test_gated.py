@@ -7,6 +7,7 @@ from torch import Generator
 
 import anabranch.engine.fit as fit
 import anabranch.engine.result as result
+import anabranch.engine.seen as seeing
 import anabranch.engine.share as share
 from anabranch.core.bank import Bank
 from anabranch.core.names import every, find, make
@@ -169,6 +170,25 @@ def test_terms_are_for_tasks_that_share_texts(tmp_path, monkeypatch):
     model = load(tmp_path / "shared")
     for name, scores in model.evaluate(data).items():
         assert scores["score"] == pytest.approx(found["tasks"][name]["shared"], abs=1e-6)
+
+
+def test_statistics_are_of_the_texts_of_the_task_that_is_named(tmp_path, monkeypatch):
+    """CorDA that preserves: C of another task's training texts, for own slots and for the shared one."""
+    asked, collect = [], seeing._collect
+    monkeypatch.setattr(
+        seeing, "_collect", lambda features, bank, units, sums: asked.append(units) or collect(features, bank, units, sums)
+    )
+    texts = {}
+    monkeypatch.setattr(
+        fit, "job_of", lambda task, features, job_of=fit.job_of: texts.setdefault(task.name, job_of(task, features))
+    )
+    corda = {"corda": {"rank": 2, "mode": "kpm", "of": "pair"}}
+    fitted(tmp_path, monkeypatch, "delta", delta=corda)
+    rows = texts["pair"].parts["train"].units
+    assert len(asked) > len(NAMES) and all(units == sorted({u for row in rows for u in row})[: len(units)] for units in asked)
+    with pytest.raises(InputError, match="corda: of is the name of a task of the same fit, got 'pear'; did you mean pair"):
+        plan = tiny.plan(tiny.home() / "bert", tiny.home() / "data", NAMES, delta={"corda": {"of": "pear"}})
+        tiny.fit(plan, tmp_path / "other", dry=True)
 
 
 # ---- tasks that come later

@@ -6,7 +6,8 @@ C [d_in, d_in] = E[x x^T] of the layer's input over real tokens, scaled to a mea
 identity. W and C come from ``seen``; a, b start at a0, b0, which are stored and never trained (see pissa), so a fresh slot
 changes nothing.
 ``rank``: r. ``mode``: ipm (instruction-previewed: the r largest directions, with C of the task to learn) or kpm
-(knowledge-preserved: the r smallest, with C of the data that must not be forgotten). ``ridge``: what makes C invertible.
+(knowledge-preserved: the r smallest, with C of the data that must not be forgotten). ``of``: the task of the same fit whose
+training texts C is of, in kpm one whose knowledge must stay; None: the task's own. ``ridge``: what makes C invertible.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ rows = ("corda",)
 @dataclass(frozen=True)
 class Corda(Pissa):
     mode: Literal["ipm", "kpm"] = "ipm"
+    of: str | None = None
     ridge: Positive = 0.01
     needs: ClassVar[frozenset[str]] = frozenset({"W", "cov"})
 

@@ -59,6 +59,7 @@ class Features:
     def __init__(self, backbone: Backbone, folder: Path | None, tail: int, disk: float = 8e9) -> None:
         self.backbone, self.folder, self.tail, self.disk = backbone, folder, tail, disk
         self.tokens: list[Tokens] = []
+        self.texts: dict[str, list[list[int]]] = {}  # task -> units of each training row
         self.known: dict[Tokens, int] = {}
         self.place: list[tuple[int, int]] = []  # unit -> chunk, row
         self.chunks: list[list[int]] = []

@@ -34,7 +34,7 @@ from anabranch.engine.recipe import jointly, unpacked
 from anabranch.engine.rehearse import rehearsed
 from anabranch.engine.result import finish, numbers_of, results_of, served
 from anabranch.engine.run import Run, Told, epochs_of, estimate
-from anabranch.engine.seen import delta_for, seen
+from anabranch.engine.seen import delta_for, named, seen
 from anabranch.engine.share import fitting, over, relate
 from anabranch.engine.train import TOKENS, Learner, Trainer
 from anabranch.engine.workers import drained, each
@@ -167,6 +167,7 @@ def banks_of(plan: Plan, backbone: Backbone, tasks: dict[str, Task], notes: list
         entry = {entry: {}} if isinstance(entry, str) else dict(entry)
         at, lr = entry.pop("at", None), entry.pop("lr", None)
         made = delta_for(backbone.f, entry)
+        named(made, tasks)
         sites = find(backbone.f, at) if at else upper(backbone, made.at)
         bank = Bank.make(made, gate, sites, seeded(plan.seed, "bank", i))
         rank = getattr(made, "rank", 1)

@@ -74,6 +74,7 @@ def job_of(task: Task, features: Features) -> Job:
         y = [kind.target(label) for label in rows.label] if kind.width(1)[0] or task.corpus else []
         same = bool(y) and not kind.words
         parts[split] = Part([[next(flat) for _ in row] for row in units], torch.stack(y) if same else y, rows.label)
+    features.texts[task.name] = parts["train"].units
     texts = list((task.corpus or {}).values())
     documents = dict(zip(task.corpus or {}, features.add(features.backbone.tokens(texts, task.max_length)), strict=True))
     metric = task.metric or default_metric(task, kind)

@@ -125,7 +125,8 @@ def statistics(features: Features, jobs: Sequence[Job], heads: Sequence[Head], b
     """``gram`` [t, d_in, d_in]: mean of x x^T; ``fisher`` [t, d_out, d_in]: mean squared gradient of W; over training rows."""
     out: dict[str, dict[str, Tensor]] = {}
     if "gram" in needs:
-        found = [seen(features, bank, job, frozenset({"cov"})) or {} for job in jobs]
+        like = replace(bank, delta=make("delta", "dense"))  # of the tasks' own texts, whatever their slots began with
+        found = [seen(features, like, job, frozenset({"cov"})) or {} for job in jobs]
         out["gram"] = {s.key: torch.stack([one[s.key]["cov"] for one in found]) for s in bank.sites}
     if "fisher" in needs:
         pairs = zip(jobs, heads, strict=True)

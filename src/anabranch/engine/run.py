@@ -17,6 +17,7 @@ from anabranch.engine.features import Features
 from anabranch.engine.job import Job
 from anabranch.engine.later import Earlier
 from anabranch.engine.profile import seconds
+from anabranch.engine.seen import named
 from anabranch.engine.train import ROWS
 from anabranch.task.data import Task
 from anabranch.task.plan import Plan
@@ -59,6 +60,8 @@ class Run:
         rows = {split: [part.units and [[self.features.tokens[u].ids for u in row] for row in part.units], str(part.labels)]
                 for split, part in job.parts.items()}  # fmt: skip
         cards = [store.bank_card(bank) for bank in self.banks]
+        others = [[[self.features.tokens[u].ids for u in row] for row in self.features.texts[of]]
+                  for bank in self.banks if (of := named(bank.delta, self.features.texts)) is not None]  # fmt: skip
         facts = [
             job.name,
             job.metric,
@@ -68,7 +71,7 @@ class Run:
             self.backbone.fingerprint,
             str(self.backbone.dtype),
         ]
-        return digest(__version__, facts, cards, self.rates, list(more))
+        return digest(__version__, facts, cards, self.rates, list(more), *others)
 
 
 def epochs_of(run: Run, job: Job) -> int:

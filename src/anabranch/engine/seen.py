@@ -1,6 +1,6 @@
 """What a delta or gate may ask about f: statistics of a task's inputs at a site, f's weight there, the size of its heads."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,8 @@ from anabranch.core.site import width
 from anabranch.delta.lofit import Lofit
 from anabranch.engine.features import Features
 from anabranch.engine.job import Job
-from anabranch.errors import InputError
+from anabranch.errors import InputError, nearest
+from anabranch.settings import card
 
 SAMPLE = 256  # texts of a task from which its statistics are taken
 
@@ -35,15 +36,29 @@ def delta_for(f: nn.Module, spec: Any) -> Any:
     return replace(delta, width=size)
 
 
+def named(delta: Any, tasks: Iterable[str]) -> str | None:
+    """The task whose texts a delta's statistics are of, by its setting ``of``; InputError where it is not among ``tasks``."""
+    of: str | None = vars(delta).get("of")
+    if of is not None and of not in tasks:
+        name = card(delta)["method"].partition(".")[2]
+        raise InputError(f"{name}: of is the name of a task of the same fit, got {of!r}{nearest(of, tasks)}")
+    return of
+
+
 @torch.no_grad()
 def seen(features: Features, bank: Bank, job: Job, needs: frozenset[str] = frozenset()) -> dict[str, Params] | None:
-    """Site key -> those of mean [d_in], cov [d_in, d_in] = E[x x^T] over real tokens, W [d_out, d_in] that are needed; fp32."""
+    """Site key -> those of mean [d_in], cov [d_in, d_in] = E[x x^T] over real tokens, W [d_out, d_in] that are needed; fp32.
+
+    Of the job's training texts, or of those of the task that the delta's setting ``of`` names.
+    """
     needs = needs or bank.delta.needs | bank.gate.needs
     if not needs:
         return None
     sums: dict[str, list[Tensor]] = {s.key: [] for s in bank.sites}
     if needs & {"mean", "cov"}:
-        _collect(features, bank, sorted({u for row in job.parts["train"].units[:SAMPLE] for u in row})[:SAMPLE], sums)
+        other = named(bank.delta, features.texts)
+        rows = job.parts["train"].units if other is None else features.texts[other]
+        _collect(features, bank, sorted({u for row in rows[:SAMPLE] for u in row})[:SAMPLE], sums)
     out: dict[str, Params] = {}
     for site in bank.sites:
         W = site.weight(features.backbone.f)[0]
