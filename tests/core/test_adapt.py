@@ -227,6 +227,12 @@ def test_where_a_module_takes_no_hidden_states_its_output_is_read(name, at):
         close(got[0], seen.y[0] + seen.y[0] @ p["a"] @ p["b"] * 2)
 
 
+def test_a_region_that_reads_behind_where_it_writes_says_so():
+    f = Mlp()
+    with pytest.raises(InputError, match="body.2->body.0 reads behind where it writes: turn it round"):
+        Adapted(f, [bank(f, {"lora": {"rank": 3}}, at="body.2->body.0")])({"x": torch.randn(5, 6)}, Route.to(IDS))
+
+
 def test_regions_take_their_input_elsewhere():
     f, x = Mlp(), torch.randn(5, 6)
     made = bank(f, {"lora": {"rank": 3}}, at="body.0->body.2")

@@ -162,6 +162,11 @@ def test_a_region_of_unequal_ends_is_refused():
         find(backbone("bert"), "norm->mlp.out")
 
 
+def test_a_region_that_would_read_tokens_is_refused():
+    with pytest.raises(InputError, match="embeddings.word_embeddings reads numbers of tokens: begin it at a module behind"):
+        find(backbone("bert"), "embeddings.word_embeddings->encoder.layer.0.output.dense")
+
+
 @pytest.mark.parametrize(
     ("at", "hint"),
     [

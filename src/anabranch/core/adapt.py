@@ -173,6 +173,8 @@ class Adapted(nn.Module):
             for i, site in entries:
                 if self.banks[i].stage != stage or self.routes[i] is None:
                     continue
+                if site.read and site.key not in self._held:
+                    raise InputError(f"{site.key} reads behind where it writes: turn it round")
                 x = self._held[site.key] if site.read else input_of(site, args, y)
                 dy = self._change(i, site, x, base[..., site.columns])
                 cut = [y[..., : site.start], y[..., site.columns] + dy, y[..., site.stop :]] if site.stop else []

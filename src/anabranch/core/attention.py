@@ -21,7 +21,7 @@ def listen(module: nn.Module, front: Front) -> None:
 
     config = getattr(module, "config", None)
     if config is None or not hasattr(sys.modules[type(module).__module__], "eager_attention_forward"):
-        raise InputError(f"{type(module).__name__} does not attend through transformers' interface; use deep_prompt instead")
+        raise InputError(f"{type(module).__name__} does not attend through transformers: take another delta, such as lora")
     AttentionInterface.register(NAME, attend)
     own, asked = copy.copy(config), list[Any]()
     own._attn_implementation = NAME

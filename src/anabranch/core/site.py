@@ -84,8 +84,7 @@ class Site:
             key = f"{self.name}.{name}".lstrip(".")
             if key not in state:
                 raise InputError(f"{self.key} has no {name}, so this delta's {name} cannot be folded into f; keep it as a delta")
-            old = state[key]
-            new = old.clone()
+            new = (old := state[key]).clone()
             view = new.mT if self.kind == "transposed" and new.ndim == 2 else new
             part = view if self.kind == "embedding" else view[self.columns]
             if part.shape != d.shape or (self.read and name == "weight"):
@@ -104,8 +103,7 @@ def blocks(f: nn.Module) -> tuple[str, nn.ModuleList]:
 def find(f: nn.Module, at: str | Iterable[str]) -> list[Site]:
     """All sites of f that ``at`` names, in the order of f. InputError lists the nearest names when there is none."""
     if not isinstance(at, str):
-        sites = [s for part in at for s in find(f, part)]
-        return list(dict.fromkeys(sites))
+        return list(dict.fromkeys(s for part in at for s in find(f, part)))
     pattern, _, cut = at.partition("[")
     prefix, stack = blocks(f)
     read, arrow, write = pattern.partition("->")
@@ -167,6 +165,8 @@ def site(f: nn.Module, name: str, role: str, prefix: str, n_blocks: int) -> Site
 def region(f: nn.Module, read: str, write: str, prefix: str, n_blocks: int) -> Site:
     """x where ``read`` reads, y where ``write`` writes: for example one adapter around a whole sublayer."""
     a, b = site(f, read, "", prefix, n_blocks), site(f, write, "", prefix, n_blocks)
+    if a.kind == "embedding":
+        raise InputError(f"a region reads hidden states, and {read} reads numbers of tokens: begin it at a module behind")
     return Site(write, "region", a.depth, "module", a.d_in, b.d_out, read=read)
 
 
@@ -180,11 +180,9 @@ def depth_of(name: str, prefix: str, n_blocks: int, f: nn.Module) -> int:
 
 def width(f: nn.Module) -> int:
     """The hidden size of f, from its config or, for any module, from its first linear layer's output; 0 if unknown."""
-    config = getattr(f, "config", None)
-    for key in ("hidden_size", "n_embd", "dim", "d_model"):
-        if isinstance(getattr(config, key, None), int):
-            return int(getattr(config, key))
-    return next((m.out_features for m in f.modules() if isinstance(m, nn.Linear)), 0)
+    said = (getattr(getattr(f, "config", None), key, None) for key in ("hidden_size", "n_embd", "dim", "d_model"))
+    found = next((n for n in said if isinstance(n, int)), 0)
+    return found or next((m.out_features for m in f.modules() if isinstance(m, nn.Linear)), 0)
 
 
 def clone(f: nn.Module) -> nn.Module:
