@@ -215,6 +215,7 @@ def test_a_later_task_routes_over_the_slots_that_others_trained(tmp_path, monkey
     """These stay bit for bit; the task has a row of the gate and a head. Under mhr this is MHR-z."""
     found, model = added(tmp_path, monkeypatch, "shared", gate)
     assert measured(model)["regress"] == pytest.approx(found["tasks"]["regress"]["shared"], abs=1e-6)
+    assert found["tasks"]["regress"]["kilobytes"] < 3 < found["tasks"]["pair"]["kilobytes"]  # the slots were there
     assert found["tasks"]["regress"]["delta"] is not None and model.bundle["shared"]["tasks"] == [*NAMES]
     assert len(model.banks[0]) == 0 and len(model.banks[1].tables["gate"]) == 4
     change.remove(tmp_path / "run", "regress")

@@ -236,8 +236,7 @@ def results_of(run: Run, chosen: dict[str, Rung], bundle: dict[str, Any], total:
     slow = pace(run.features, [u for job in run.jobs.values() for row in job.parts["test"].units for u in row])
     for name, job in run.jobs.items():
         rung, by = chosen[name], {r.name: r for r in run.rungs[name]}
-        users = {"delta": 1, "shared": len(slots["tasks"]) if slots else 1}.get(rung.name, 1)
-        own = store.size(rung.packed) / users
+        own = part_of(run, rung, slots)
         if not job.kind.speaks:  # f would have to say it all again
             view = linear.frozen(run.features, job)
             found[name, "probe"] = evidence(job, run.features, view, by["probe"], run.plan.seed)
@@ -280,10 +279,17 @@ def aside(bundle: Mapping[str, Any], rung: Rung, by: Mapping[str, Rung], tasks: 
     return slots + 2 * numbers_of(by["shared"].head) + store.size(by["shared"].gate)
 
 
+def part_of(run: Run, rung: Rung, slots: Any) -> float:
+    """Bytes of a rung's slots that are the task's: shared ones are divided, those of earlier tasks were there before."""
+    if rung.name == "shared" and run.earlier:
+        return 0.0
+    users = max(1, len(slots["tasks"])) if slots and rung.name == "shared" else 1
+    return store.size(rung.packed) / users
+
+
 def cost(run: Run, job: Job, rung: Rung, seen: dict[str, Any], slow: float | None, slots: Any) -> dict[str, Any]:
     """error: standard error of the test score; kilobytes: as stored; seconds: of one row, f's own part included."""
-    users = max(1, len(slots["tasks"])) if slots and rung.name == "shared" else 1
-    size = (store.size(rung.packed) / users + 2 * numbers_of(rung.head)) / 1000
+    size = (part_of(run, rung, slots) + 2 * numbers_of(rung.head)) / 1000
     rows, took = job.parts["test"].units, None
     if rows and slow is not None:
         tokens = sum(run.features.length(u) for row in rows for u in row) / len(rows)

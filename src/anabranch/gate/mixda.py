@@ -5,7 +5,8 @@ arXiv:2306.05406).
 
 w_0 is the share of f alone, which changes nothing: the mixture of f and of f with each domain's adapter. Q and u are one
 task's at one site, u starts at zero: f and all domains alike. The domain adapters (first stage, unlabelled text) stay as
-they are; the task's own adapter is a bank of its own, by_task, in a second stage that sees the mixture.
+they are; the task's own adapter is a bank of its own, by_task, in a second stage that sees the mixture. In a plan the domains
+are the plan's tasks, whose slots learned from their labels, and a task's head is all that is its own beside Q and u.
 
 ``size``: width of the attention.
 """
