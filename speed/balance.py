@@ -7,7 +7,8 @@ Two settings on all-MiniLM-L6-v2 (random head per task, LoRA of rank 8 on query 
             backward pass gives every task's gradient; peers have no such path.
   shared    every task has a loss on all rows. ``exact``: the tasks' gradients at the features, then one after another
             through f (as `fit` does for terms). ``features``: balanced there, so that one goes through f (as `fit` does where
-            all tasks have the same texts; what MGDA-UB and LibMTL's rep_grad do). TorchJD's mtl_backward and LibMTL send every task through f.
+            all tasks have the same texts; what MGDA-UB and LibMTL's rep_grad do). TorchJD's mtl_backward and LibMTL send every
+            task through f.
 ``plain`` is the step without balance of a usual LoRA, x a b behind each module, one slot for all rows, and what the peers run
 on; ``slot`` is the same through a bank. All ways of a cell are timed in turn; the numbers are ratios to the plain step: of the
 least times, and median and quartiles of pairs; and the plain step's share of the machine's ceiling in fp32.

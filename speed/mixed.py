@@ -8,7 +8,8 @@ as a model does when it answers. ours/f: f as we run it; ours/sdpa: f with fused
 PEFT's ratio is to.
 All ways of a cell are timed in turn; least is the ratio of the least times, median that of the pairs.
 Last, gates: a whole forward with --experts LoRA experts at query and value of all blocks, each of them a candidate of every row,
-of which each token (arrow) or each row (keyed) keeps the best --top; as a ratio to one expert for all rows.
+of which each token (arrow, phatgoose, task_aware) or each row (keyed) keeps the best --top; and with 16 dense experts in the last
+block and 16 adapters. Each as a ratio to one such expert for all rows.
 """
 
 import gc
@@ -16,7 +17,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import _bench as bench
 
@@ -103,7 +104,35 @@ class Peer:
         return self.model(input_ids=ids, attention_mask=mask, adapter_names=[f"a{i}" for i in slots.tolist()])
 
 
-def gates(dtype: Any, experts: int, top: int, ids: Any, reps: int, ceiling: float) -> dict[str, Any]:
+class Way(NamedTuple):
+    """``experts`` of a delta under a gate, told of ``tasks`` tasks; ``one``: the way with one expert that it is held against."""
+
+    delta: str
+    gate: str
+    settings: dict[str, int]
+    experts: int
+    one: str
+    tasks: int = 1
+    at: list[str] | None = None
+
+
+def ways_of(experts: int, top: int, rows: int) -> dict[str, Way]:
+    last, best = ["attention.query[-1:]", "attention.value[-1:]"], {"top": top}
+    return {
+        "one": Way("lora", "by_task", {}, 1, ""),
+        "arrow": Way("lora", "arrow", best, experts, "one"),
+        "keyed": Way("lora", "keyed", best, experts, "one"),
+        "phatgoose": Way("lora", "phatgoose", best, experts, "one"),
+        "task_aware": Way("lora", "task_aware", best | {"slots": experts}, experts, "one", rows),
+        "one dense": Way("dense", "by_task", {}, 1, "", at=last),
+        "dense": Way("dense", "phatgoose", best, 16, "one dense", at=last),
+        "one adapter": Way("adapter", "by_task", {}, 1, ""),
+        "adapters": Way("adapter", "task_aware", {"top": 1, "slots": 16}, 16, "one adapter"),
+        "adapters of tasks": Way("adapter", "task_aware", {"top": 1, "slots": 16}, 16, "one adapter", 8),
+    }
+
+
+def gates(dtype: Any, ways: dict[str, Way], ids: Any, reps: int, ceiling: float) -> dict[str, Any]:
     """Times a forward under gates that choose among experts, and with one expert for all rows."""
     import torch
 
@@ -113,28 +142,33 @@ def gates(dtype: Any, experts: int, top: int, ids: Any, reps: int, ceiling: floa
     from anabranch.core.route import Route
     from anabranch.core.site import find
 
-    f, lora = loaded(dtype, "eager"), make("delta", {"lora": {"rank": 8}})
-    sites, inputs = find(f, lora.at), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    f = loaded(dtype, "eager")
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-    def way(gate: Any, n: int) -> Callable[[], Any]:
-        bank, slots = Bank.make(lora, gate, sites, torch.Generator(), None, 0, n), []
-        for i in range(n):
+    def work(way: Way) -> Callable[[], Any]:
+        delta, gate = make("delta", way.delta), make("gate", {way.gate: way.settings})
+        sites = find(f, way.at or delta.at)
+        bank, slots = Bank.make(delta, gate, sites, torch.Generator(), None, 0, way.experts), []
+        for i in range(way.experts):
             rng, slot = torch.Generator().manual_seed(i), dict[str, Any]()
             for site in sites:
-                p = {name: 0.02 * torch.randn(t.shape, generator=rng) for name, t in lora.init(site, rng).items()}
-                slot[site.key] = p | {f"key.{name}": t for name, t in gate.key(site, p, rng).items()}
+                p = {name: 0.02 * torch.randn(t.shape, generator=rng) for name, t in delta.init(site, rng).items()}
+                keys = gate.key(site, p, rng)  # those that learn begin alike
+                keys = {name: torch.randn(t.shape, generator=rng) if gate.trained else t for name, t in keys.items()}
+                slot[site.key] = p | {f"key.{name}": t for name, t in keys.items()}
             slots.append(slot)
         bank.add(slots)
-        adapted, route = Adapted(f, [bank.to(dtype)]), Route.to(torch.arange(1, n + 1).expand(len(ids), -1))
+        for i in range(way.tasks):
+            bank.add_gate(bank.gates(torch.Generator().manual_seed(i)))
+        who, every = torch.arange(len(ids)) % way.tasks + 1, torch.arange(1, way.experts + 1).expand(len(ids), -1)
+        adapted, route = Adapted(f, [bank.to(dtype)]), Route.to(every, who=who)
         return lambda: adapted(inputs, route)
 
-    ways = {"one": way(make("gate", "by_task"), 1), "f": lambda: f(**inputs)}
-    ways |= {name: way(make("gate", {name: {"top": top}}), experts) for name in ("arrow", "keyed")}
-    took = bench.alternate(ways, reps)
+    took = bench.alternate({"f": lambda: f(**inputs)} | {name: work(way) for name, way in ways.items()}, reps)
     return {
         "ms": {way: round(1000 * min(seconds), 2) for way, seconds in took.items()},
         "of_ceiling": shares(f, ids, took, ceiling),
-    } | {f"{way}/one": bench.ratio(took[way], took["one"]) for way in ("arrow", "keyed")}  # fmt: skip
+    } | {f"{name}/{way.one}": bench.ratio(took[name], took[way.one]) for name, way in ways.items() if way.one}  # fmt: skip
 
 
 def shares(f: Any, ids: Any, took: dict[str, list[float]], ceiling: float) -> dict[str, float]:
@@ -176,6 +210,7 @@ def main() -> None:
     facts, cells, gated = bench.machine("transformers", "peft"), dict[str, Any](), dict[str, Any]()
     rng = torch.Generator().manual_seed(0)
     ids = torch.randint(1000, 30000, (a.rows, a.length), generator=rng)
+    ways = ways_of(a.experts, a.top, a.rows)
     with tempfile.TemporaryDirectory() as temp, torch.inference_mode():
         for short in a.dtypes.split(","):
             dtype, ceiling = getattr(torch, DTYPES[short]), facts["gigaflops"][DTYPES[short]]
@@ -193,8 +228,8 @@ def main() -> None:
                     cells[f"{short} T{n} distinct{distinct}"] = found
                     bench.told(f"{short}, {n} slots, {distinct} distinct: ours/f {found['ours/f']}")
             if a.experts:
-                gated[short] = found = gates(dtype, a.experts, a.top, ids, a.reps, ceiling)
-                bench.told(f"{short}, top {a.top} of {a.experts}: arrow/one {found['arrow/one']}, keyed/one {found['keyed/one']}")
+                gated[short] = found = gates(dtype, ways, ids, a.reps, ceiling)
+                bench.told(f"{short}: arrow/one {found['arrow/one']}, keyed/one {found['keyed/one']}")
     kinds = ("ours/f", "ours/sdpa", "peer/sdpa")
     print()
     measures = [(k, m) for k in kinds for m in ("least", "median")]
@@ -204,15 +239,18 @@ def main() -> None:
          c["bytes_per_slot"] / 1000] for name, c in cells.items()
     ])  # fmt: skip
     if gated:
-        print(f"\ntop {a.top} of {a.experts} experts, against one expert for all rows")
-        bench.table(["gate", "ms", "one ms", "f ms", "least", "median", "low", "high"], [
-            [f"{short} {gate}", c["ms"][gate], c["ms"]["one"], c["ms"]["f"], *c[f"{gate}/one"].values()]
-            for short, c in gated.items() for gate in ("arrow", "keyed")
+        print("\nexperts under a gate, against one expert for all rows")
+        head = ["way", "delta", "gate", "top", "experts", "tasks", "ms", "one ms", "f ms", "least", "median", "low", "high"]
+        bench.table(head, [
+            [f"{short} {name}", way.delta, way.gate, way.settings["top"], way.experts, way.tasks,
+             *(c["ms"][k] for k in (name, way.one, "f")), *c[f"{name}/{way.one}"].values()]
+            for short, c in gated.items() for name, way in ways.items() if way.one
         ])  # fmt: skip
     if not peft:
         print("the peer is not installed: pip install peft")
     bench.emit("mixed", machine=facts, load_after=os.getloadavg()[0], rows=a.rows, length=a.length, reps=a.reps, cells=cells,
-               experts=a.experts, top=a.top, gates=gated)  # fmt: skip
+               experts=a.experts, top=a.top, gates=gated,
+               ways={name: way._asdict() for name, way in ways.items() if way.one})  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -119,6 +119,35 @@ def test_every_script_has_its_rows(row: str) -> None:
     assert row in page(results()).splitlines()
 
 
+def test_gates_are_told_with_their_delta_and_tasks() -> None:
+    """Of every way that was measured; a result from before ways were told (above) has two."""
+    found = results()["mixed"]
+    ways = {
+        "task_aware": {
+            "delta": "lora",
+            "gate": "task_aware",
+            "settings": {"top": 2, "slots": 64},
+            "experts": 64,
+            "one": "one",
+            "tasks": 64,
+        },
+        "adapters": {
+            "delta": "adapter",
+            "gate": "task_aware",
+            "settings": {"top": 1},
+            "experts": 16,
+            "one": "one adapter",
+            "tasks": 1,
+        },
+    }
+    cell = {f"{name}/{way['one']}": ratio(1.7) for name, way in ways.items()} | {"of_ceiling": dict.fromkeys(ways, 0.3)}
+    lines = page({"mixed": found | {"ways": ways, "gates": {"bf16": cell}}}).splitlines()
+    of_tasks = "bf16, top 2 of 64 experts by token (`task_aware`, rows of 64 tasks) / one expert"
+    assert f"| {of_tasks} | 1.7 | 1.6 to 1.8 | 30% | at most 1.6 | **no** |" in lines
+    adapters = "bf16, top 1 of 16 `adapter` experts by token (`task_aware`) / one `adapter` expert"
+    assert f"| {adapters} | 1.7 | 1.6 to 1.8 | 30% |  |  |" in lines
+
+
 def test_the_summary_counts_what_was_judged() -> None:
     lines = page(results()).splitlines()
     assert "| `speed/serve.py` | 3 | 2 | rows/s with 512 tasks / with 1: 0.8 |" in lines

@@ -21,7 +21,7 @@ from anabranch.core.delta import At, Params
 from anabranch.core.gate import Gate
 from anabranch.core.site import Site
 from anabranch.errors import InputError
-from anabranch.gate._token import asking, top_softmax
+from anabranch.gate._token import alike, top_softmax
 from anabranch.types import Count, Positive
 
 rows = ("mbc-arrow",)
@@ -50,4 +50,4 @@ class Arrow(Gate):
         )
 
     def weigh(self, own: Params, keys: Params, at: At, on: Tensor) -> Tensor:
-        return top_softmax((asking(at) @ (keys["v"].float() / self.temperature).mT).abs(), on, self.top)
+        return top_softmax(alike(at, keys["v"]).abs() / self.temperature, on, self.top)

@@ -99,11 +99,22 @@ def mixed(found: Found) -> Iterator[Line]:
         if "peer/sdpa" in cell:
             yield Line(f"{where}: PEFT / f as it loads it", cell["peer/sdpa"], share=cell.get("of_ceiling", {}).get("peer"))
             yield Line(f"{where}: ours / f as PEFT loads it", cell["ours/sdpa"], most=cell["peer/sdpa"]["median"])
+    ways = found.get("ways") or dict.fromkeys(("arrow", "keyed"), {})
     for short, cell in found.get("gates", {}).items():
-        for gate, by in (("arrow", "token"), ("keyed", "row")):
-            what = f"{short}, top {found['top']} of {found['experts']} experts by {by} (`{gate}`) / one expert"
-            bound = 1.6 if by == "token" else None
-            yield Line(what, cell[f"{gate}/one"], most=bound, share=cell["of_ceiling"][gate])
+        for name, way in ways.items():
+            yield gated(short, found, cell, name, way)
+
+
+def gated(short: str, found: Found, cell: Found, name: str, way: Found) -> Line:
+    """A forward with many experts under a gate / with one expert for all rows."""
+    gate, delta, one = way.get("gate", name), way.get("delta", "lora"), way.get("one", "one")
+    experts, top = way.get("experts", found["experts"]), way.get("settings", found)["top"]
+    by, tasks = "row" if gate == "keyed" else "token", way.get("tasks", 1)
+    kind = "expert" if delta == "lora" else f"`{delta}` expert"
+    rows = f", rows of {tasks} tasks" if tasks > 1 else ""
+    what = f"{short}, top {top} of {experts} {kind}s by {by} (`{gate}`{rows}) / one {kind}"
+    bound = 1.6 if (by, delta) == ("token", "lora") else None
+    return Line(what, cell[f"{name}/{one}"], most=bound, share=cell["of_ceiling"][name])
 
 
 def merge(found: Found) -> Iterator[Line]:
