@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from laws.balance import point
+import torchjd.aggregation as jd
+from balance.test_recorded import CASES
+from laws.balance import HARD, point, stored
 
 import anabranch
-from anabranch.core.names import find, make
+from anabranch.core.names import every, find, make
 from anabranch.errors import InputError, WorkError
 from anabranch.settings import settings_of
 
@@ -77,3 +79,85 @@ def test_random_numbers_come_from_the_step():
 def test_no_finite_direction_is_an_error_of_the_work():
     with pytest.raises(WorkError, match="task 1 is not finite"):
         direction("sum", torch.tensor([[1.0], [torch.nan]]))
+
+
+def smoothed(spec, case="five"):
+    balancer, state, out = make("balance", spec), None, []
+    for grads in torch.tensor(CASES[case]["grads"]):
+        direction, state = balancer(state, point(grads))
+        out.append(direction)
+    return torch.stack(out), state
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("settings", "wrapped"),
+    [
+        ({}, lambda jd: jd.MGDAWeighting()),
+        ({"weighting": "imtl-g", "alpha": 0.5}, lambda jd: jd.IMTLGWeighting()),
+        ({"weighting": {"krum": {"n_byzantine": 0}}, "alpha": 0.0}, lambda jd: jd.KrumWeighting(0)),
+        (
+            {"weighting": {"aligned_mtl": {"scale_mode": "rmse"}}, "alpha": 1},
+            lambda jd: jd.AlignedMTLWeighting(scale_mode="rmse"),
+        ),
+        ({"weighting": "pcd"}, lambda jd: jd.PCDWeighting()),
+    ],
+)
+def test_crmogm_is_torchjds_around_another_weighting(settings, wrapped, case):
+    """The Gramian's weightings, of which pcd remembers something itself."""
+    theirs = jd.GramianWeightedAggregator(jd.CRMOGMWeighting(wrapped(jd), float(settings.get("alpha", 0.9))))
+    expected = torch.stack([theirs(grads) for grads in torch.tensor(CASES[case]["grads"])])
+    found, state = smoothed({"crmogm": settings}, case)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert state["calls"] == 4 and any(k.endswith("._lambda") for k in state)
+    if settings.get("alpha", 0.9) != 0:
+        alone = make("balance", settings.get("weighting", "mgda"))(None, point(torch.tensor(CASES[case]["grads"])[-1]))[0]
+        assert not torch.allclose(found[-1], alone, rtol=1e-3)
+
+
+def test_crmogm_of_the_matrixs_weightings_and_its_start():
+    rows = torch.tensor(CASES["three"]["grads"])
+    theirs = jd.WeightedAggregator(jd.CRMOGMWeighting(jd.ExcessMTLWeighting(), 0.5, torch.tensor([0.5, 0.25, 0.25])))
+    found, _ = smoothed({"cr_mogm": {"weighting": "excess_mtl", "alpha": 0.5, "initial_weights": [0.5, 0.25, 0.25]}}, "three")
+    torch.testing.assert_close(found, torch.stack([theirs(grads) for grads in rows]))
+    with pytest.raises(InputError, match="balance crmogm.*initial_weights"):
+        smoothed({"crmogm": {"initial_weights": [0.5, 0.5]}}, "three")
+
+
+@pytest.mark.parametrize("spec", [{}, {"weighting": "pcd"}, {"weighting": "pcgrad"}, {"weighting": "excess_mtl"}])
+def test_crmogm_goes_on_as_it_would_have(spec):
+    balancer, whole, killed = make("balance", {"crmogm": spec}), None, None
+    rng = torch.Generator().manual_seed(3)
+    for _ in range(6):
+        at = point(torch.randn(4, 9, generator=rng))
+        kept, whole = balancer(whole, at)
+        found, killed = balancer(stored(killed), at)
+        assert torch.equal(kept, found)
+
+
+@pytest.mark.parametrize("case", HARD)
+def test_crmogm_on_hard_inputs(case):
+    balancer, before = make("balance", "crmogm"), HARD[case].clone()
+    first, state = balancer(None, point(HARD[case]))
+    again, _ = balancer(state, point(HARD[case]))
+    assert first.isfinite().all() and again.isfinite().all() and torch.equal(before, HARD[case])
+
+
+def test_what_crmogm_cannot_smooth_is_refused():
+    with pytest.raises(InputError, match="weights of one of .*mgda.*got 'grad_drop'"):  # its direction is no weighted sum
+        direction({"crmogm": {"weighting": "grad_drop"}})
+    with pytest.raises(InputError, match="got 'famo'"):
+        direction({"crmogm": {"weighting": "famo"}})
+    with pytest.raises(InputError, match="balance crmogm: weighting: no balance 'mgdb'; did you mean mgda"):
+        make("balance", {"crmogm": {"weighting": "mgdb"}})
+    with pytest.raises(InputError, match="balance crmogm: .*alpha"):
+        direction({"crmogm": {"alpha": 1.5}})
+
+
+def test_everything_of_torchjd_has_a_name():
+    """Aggregators, and weightings without one."""
+    kinds = {n: k for n, k in vars(jd).items() if isinstance(k, type) and n in jd.__all__}
+    bases = {"Aggregator", "GramianWeightedAggregator", "WeightedAggregator", "Weighting"}
+    beyond = {n.replace("_", "") for n in [*anabranch.balance.beyond(), *every("balance")]}
+    missing = [n for n in kinds.keys() - bases if n.removesuffix("Weighting").lower() not in beyond]
+    assert not missing

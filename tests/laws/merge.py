@@ -1,8 +1,9 @@
 """What every merge promises (``promises``, ``neutral`` in its file), on hard inputs. Balancers that aggregate share it.
 
-Three forms, told apart by the first parameter's name. ``rows``: a combine, (rows [t, *shape], site, whole) -> [*shape].
+Four forms, told apart by the first parameter's name. ``rows``: a combine, (rows [t, *shape], site, whole) -> [*shape].
 ``bank``: an operator, (bank, f) or (bank, f, look) -> bank with a slot per task, in the form that is served. ``trees``: a learned
-merge, (trees, look) -> a tree or one per task; key "" may hold what is done to the pooled features.
+merge, (trees, look) -> a tree or one per task; key "" may hold what is done to the pooled features. ``train``: a recipe,
+(train, adapted, tasks) -> bank with one slot for all tasks, or one per task in their order.
 A file may say ``takes = (least, most)`` where its method is only for some numbers of tasks: then others must be refused.
 Promises: "identity" equal tasks merge to themselves; "order" of the tasks is free; "scale" merge(c d) = c merge(d), c > 0;
 "shape" a matrix is merged as the vector of its entries is; "entries" so is any piece of it, given what ``whole`` holds of all
@@ -10,11 +11,14 @@ of it; "linear" the merge is a weighted sum of the rows, by weights that are tho
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from laws._nasty import ROWS, WORDS, D, backbone, bank, batch, real, run
+from merge._toy import body
+from merge._toy import sites as layers_of
 from torch import Tensor
 from torch.func import functional_call
 
@@ -22,11 +26,13 @@ from anabranch.core import fold
 from anabranch.core.adapt import Adapted
 from anabranch.core.bank import Bank
 from anabranch.core.names import every, find, make
+from anabranch.core.route import Route
 from anabranch.core.site import Site
 from anabranch.core.site import find as sites_at
 from anabranch.engine import algebra
 from anabranch.errors import InputError
 from anabranch.merge._look import Look
+from anabranch.merge.tangent import Linearised
 from anabranch.settings import settings_of
 from anabranch.types import edges
 
@@ -52,7 +58,7 @@ def takes(family: str, name: str, t: int) -> bool:
     return least <= t and (most is None or t <= most)
 
 
-MERGES = {kind: [n for n in every("merge") if form("merge", n) == kind] for kind in ("rows", "bank", "trees")}
+MERGES = {kind: [n for n in every("merge") if form("merge", n) == kind] for kind in ("rows", "bank", "trees", "train")}
 COMBINES = [("merge", n) for n in MERGES["rows"]] + [("balance", n) for n in every("balance") if form("balance", n) == "rows"]
 
 
@@ -192,10 +198,14 @@ def test_what_it_needs_is_asked_for_by_name(name: str) -> None:
         make("merge", name)(HARD["ordinary, matrices"], site_of(HARD["ordinary, matrices"]), {"norm": torch.ones(4)})
 
 
-@pytest.mark.parametrize(("family", "name"), [*COMBINES, *[("merge", n) for n in MERGES["bank"] + MERGES["trees"]]])
+@pytest.mark.parametrize(("family", "name"), [*COMBINES, *[("merge", n) for n in every("merge") if n not in MERGES["rows"]]])
 def test_promises_are_known_words(family: str, name: str) -> None:
     assert promises(family, name) <= WORDS_OF_PROMISE
     assert set(getattr(module_of(family, name), "neutral", {})) <= set(settings_of(find(f"{family}.{name}")))
+
+
+def test_every_merge_is_of_a_known_form() -> None:
+    assert sorted(n for names in MERGES.values() for n in names) == every("merge")
 
 
 @pytest.mark.parametrize("name", every("merge"))
@@ -415,3 +425,166 @@ def test_a_learned_merge_is_the_same_under_the_same_seed(name: str) -> None:
 def test_a_learned_merge_refuses_other_numbers_of_tasks(name: str) -> None:
     with pytest.raises(InputError, match="got 1"):
         learned(name, 1)
+
+
+# ---- recipes
+
+STEPS = 12  # of a whole training
+NET = body(4, 6, 3)
+LAYERS = layers_of(NET)
+X = torch.randn(8, 1, 4, generator=torch.Generator().manual_seed(9))
+
+
+def wanted(tasks: Sequence[str]) -> dict[str, Tensor]:
+    """What each task wants for X, [8, 1, 3]: f's answers and something of its own, by its name."""
+    own = {n: torch.randn(3, generator=torch.Generator().manual_seed(ord(n))) for n in tasks}
+    with torch.no_grad():
+        return {n: NET(X) + v * torch.sin(X.sum(-1, keepdim=True) + ord(n)) for n, v in own.items()}
+
+
+class Stages:
+    """``train`` as the engine's (``engine/stages.py``), by gradient descent on NET; keeps the shares it was asked for.
+
+    In call ``spoiled`` slot 2 comes back with numbers that are not finite.
+    """
+
+    def __init__(self, targets: dict[str, Tensor], steps: int = STEPS, spoiled: int = -1, bad: float = torch.nan) -> None:
+        self.targets, self.steps, self.spoiled, self.bad = targets, steps, spoiled, bad
+        self.shares = list[float]()
+
+    def __call__(self, delta: Any, base: Any, share: float, starts: Sequence[Any] | None = None, tangent: bool = False) -> Bank:
+        if delta != "dense" and (base or not starts):
+            raise InputError(f"slots of delta {delta!r} begin at starts and on f itself")
+        t, kind, rng = len(self.targets), make("delta", delta), torch.Generator().manual_seed(0)
+        begin = list(starts or [{s.key: kind.init(s, rng) for s in LAYERS}] * t)
+        assert len(begin) == t and (not base or base.keys() == {s.key for s in LAYERS})
+        out = Bank(kind, make("gate", "by_task"), LAYERS)
+        out.adopt(begin[0], {}, {"": {}})
+        out.add(begin)
+        zero = out.tree({n: torch.zeros(out.tables[n].n) for n in out.slot_tables})
+        low, own = out.tables["own"].row(base or zero), out.tables["own"].data.clone()
+        own[1:] += low
+        self.descend(out, own, round(share * self.steps), tangent)
+        out.tables["own"].data[1:] = own[1:] - low
+        if len(self.shares) == self.spoiled:
+            out.tables["own"].data[2] = self.bad
+        self.shares.append(share)
+        return out
+
+    def descend(self, out: Bank, own: Tensor, steps: int, tangent: bool) -> None:
+        adapted, y = Adapted(NET, [out]), torch.cat(list(self.targets.values()))
+        ids = torch.arange(1, len(self.targets) + 1).repeat_interleave(len(X))
+        run: Any = Linearised(adapted) if tangent else adapted
+        adapted.sources[0]["own"] = own.requires_grad_()
+        for _ in range(steps):
+            loss = (run({"input": X.repeat(len(self.targets), 1, 1)}, Route.to(ids[:, None])) - y).square().mean(-1).sum() / len(
+                X
+            )
+            (grad,) = torch.autograd.grad(loss, own)
+            own.data -= 0.4 * grad
+        own.requires_grad_(False)
+
+
+def recipe(spec: Any, train: Stages) -> Bank:
+    found = make("merge", spec)(train, Adapted(NET, []), list(train.targets))
+    assert isinstance(found, Bank)
+    return found
+
+
+def enough(name: str) -> Sequence[str]:
+    """As many tasks as the recipe takes, three if it may."""
+    return "abc"[: next(t for t in (3, 2, 1) if takes("merge", name, t))]
+
+
+def moves(out: Bank) -> list[Tensor]:
+    """What each slot changes in f, [numbers]."""
+    found = [fold.changes(NET, out, slot) for slot in range(1, len(out) + 1)]
+    return [torch.cat([t.flatten() for s in LAYERS for t in change[s.key] if t is not None]) for change in found]
+
+
+def recipes() -> list[tuple[str, Any]]:
+    """Each as it is, and in three rounds where it has them."""
+    plain = [(n, n) for n in MERGES["train"]]
+    return plain + [(n, {n: {"rounds": 3}}) for n in MERGES["train"] if "rounds" in settings_of(find(f"merge.{n}"))]
+
+
+@pytest.mark.parametrize(("name", "spec"), recipes())
+def test_a_recipe_gives_one_slot_or_one_per_task_at_the_same_sites(name: str, spec: Any) -> None:
+    tasks, weights = enough(name), {n: t.clone() for n, t in NET.state_dict().items()}
+    out, again = recipe(spec, Stages(wanted(tasks))), recipe(spec, Stages(wanted(tasks)))
+    assert out.sites == LAYERS and len(out) in (1, len(tasks))
+    for n, table in out.tables.items():
+        assert torch.equal(table.data, again.tables[n].data) and not table.data.requires_grad
+        assert not table.data.is_floating_point() or table.data.isfinite().all()
+    assert all(move.abs().max() > 0 for move in moves(out))
+    assert all(torch.equal(weights[n], t) for n, t in NET.state_dict().items())
+    assert all(p.grad is None for p in NET.parameters())
+
+
+@pytest.mark.parametrize(("name", "spec"), recipes())
+def test_a_recipe_trains_no_longer_than_its_tasks_alone(name: str, spec: Any) -> None:
+    """The shares of all trainings are those of one."""
+    train = Stages(wanted(enough(name)))
+    recipe(spec, train)
+    assert train.shares and min(train.shares) > 0 and sum(train.shares) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize(("name", "spec"), recipes())
+def test_a_recipe_leaves_alone_what_training_does(name: str, spec: Any) -> None:
+    assert all(move.abs().max() == 0 for move in moves(recipe(spec, Stages(wanted(enough(name)), steps=0))))
+
+
+@pytest.mark.parametrize(("name", "spec"), recipes())
+def test_the_order_of_a_recipes_tasks_is_free(name: str, spec: Any) -> None:
+    tasks = enough(name)
+    there, back = (moves(recipe(spec, Stages(wanted(order)))) for order in (tasks, tasks[::-1]))
+    for a, b in zip(there, back[::-1], strict=True):
+        similar(a, b, a[None])
+
+
+@pytest.mark.parametrize(("name", "spec"), [(n, s) for n, s in recipes() if takes("merge", n, 2)])
+def test_a_recipe_hears_every_task_and_a_slot_of_one_task_no_other(name: str, spec: Any) -> None:
+    tasks = enough(name)
+    out = moves(recipe(spec, Stages(wanted(tasks))))
+    for j, task in enumerate(tasks):
+        other = moves(recipe(spec, Stages(wanted(tasks) | {task: wanted("z")["z"]})))
+        for slot, (a, b) in enumerate(zip(out, other, strict=True)):
+            far = (a - b).norm() > 0.01 * a.norm()
+            assert far if len(out) == 1 or slot == j else torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "spec"), recipes())
+def test_a_recipe_for_equal_tasks_serves_them(name: str, spec: Any) -> None:
+    """Answers nearer to what all of them want than f's, by the model that the file says the slots are run with."""
+    target = wanted("a")["a"]
+    out = recipe(spec, Stages(dict.fromkeys(enough(name), target)))
+    adapted: Any = Adapted(NET, [out])
+    run = Linearised(adapted) if getattr(module_of("merge", name), "space", "") == "tangent" else adapted
+    with torch.no_grad():
+        for slot in range(1, len(out) + 1):
+            got = run({"input": X}, Route.to(torch.full((len(X), 1), slot)))
+            assert (got - target).square().sum() < 0.9 * (NET(X) - target).square().sum()
+
+
+@pytest.mark.parametrize("name", MERGES["train"])
+def test_a_recipe_refuses_other_numbers_of_tasks_before_it_trains(name: str) -> None:
+    for t in (1, 2, 3, 5):
+        train = Stages(wanted("abcde"[:t]))
+        if takes("merge", name, t):
+            assert len(recipe(name, train)) in (1, t)
+            continue
+        with pytest.raises(InputError, match=f"got {t}"):
+            recipe(name, train)
+        assert not train.shares
+
+
+@pytest.mark.parametrize(("name", "spec"), [(n, s) for n, s in recipes() if takes("merge", n, 2)])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_recipe_refuses_what_is_not_finite_whichever_training_gave_it(name: str, spec: Any, bad: float) -> None:
+    train = Stages(wanted(enough(name)))
+    recipe(spec, train)
+    for call in range(len(train.shares)):
+        spoiled = Stages(wanted(enough(name)), spoiled=call, bad=bad)
+        with pytest.raises(InputError, match=f"slot 2 is not finite at ({'|'.join(s.key for s in LAYERS)})"):
+            recipe(spec, spoiled)
+        assert len(spoiled.shares) == call + 1

@@ -11,7 +11,8 @@ from torch.func import functional_call, jvp
 from anabranch.core.adapt import Adapted
 from anabranch.core.fold import fold
 from anabranch.core.names import make
-from anabranch.merge.tangent import disentanglement, linearised
+from anabranch.core.route import Route
+from anabranch.merge.tangent import Linearised, disentanglement, linearised
 
 F = body(4, 5, 3)
 TREES = trees(F, 2, size=0.5)
@@ -68,6 +69,73 @@ def test_against_the_jacobian_of_all_weights(name):
         for i in (i for i, s in enumerate(IDS) if s == slot):
             row = {"attention_mask": inputs["attention_mask"][i : i + 1]}
             close(real(row, got[i : i + 1]), real(row, (y + dy)[i : i + 1]), 1e-4)
+
+
+class Exact:
+    """f in float64 with three dense slots, run by Linearised, and the same f with its weights moved by hand.
+
+    Of makes that do not turn to float32 inside, as llama's norms do.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.f = copy.deepcopy(F if name == "layers" else backbone(name)).double()
+        made = bank(self.f, trees(self.f, 3, size=0.5)) if name == "layers" else nasty_bank(self.f, "dense")
+        self.inputs = {"input": X[:, None].double()}
+        if name != "layers":
+            self.f.set_attn_implementation("eager")
+            self.inputs = batch(name)
+        self.theta, self.adapted, self.bank = made.tables["own"].data.double(), Adapted(self.f, [made]), made
+        self.adapted.sources[0]["own"] = self.theta
+        self.run = Linearised(self.adapted)
+
+    def linear(self, *ids: int, w=None, theta=None):
+        """What Linearised answers to all rows, each with these slots."""
+        if theta is not None:
+            self.adapted.sources[0]["own"] = theta
+        rows = len(next(iter(self.inputs.values())))
+        weights = w and torch.tensor([w] * rows, dtype=torch.float64)
+        return self.read(self.run(self.inputs, [Route.to(torch.tensor([ids] * rows), weights)]))
+
+    def moved(self, slot: int, e: float):
+        """f whose own weights are e of the slot's change away: no hook, no route, no forward mode."""
+        other = copy.deepcopy(self.f)
+        for site in self.bank.sites:
+            module, p = other.get_submodule(site.name), self.bank.tables["own"].split(self.theta[slot])[site.key]
+            module.weight.data += e * p["W"]
+            if "b" in p:
+                module.bias.data += e * p["b"]
+        return self.read(other(**self.inputs))
+
+    @staticmethod
+    def read(out):
+        return getattr(out, "last_hidden_state", out).detach()
+
+
+@pytest.mark.parametrize("name", ["layers", "bert"])
+def test_linearised_is_f_and_its_slope_toward_the_slot_by_finite_differences(name):
+    exact, e = Exact(name), 1e-4
+    base = exact.moved(1, 0.0)
+    for slot in (1, 3):
+        slope = (8 * (exact.moved(slot, e) - exact.moved(slot, -e)) - (exact.moved(slot, 2 * e) - exact.moved(slot, -2 * e))) / (
+            12 * e
+        )
+        got = exact.linear(slot)
+        assert got.dtype == torch.float64
+        torch.testing.assert_close(got, base + slope, rtol=1e-8, atol=1e-8)
+        assert (exact.moved(slot, 1.0) - got).abs().max() > 0.01  # f itself is not linear there
+
+
+@pytest.mark.parametrize("name", ["layers", "bert"])
+def test_linearised_is_linear_in_the_slots_and_f_without_one(name):
+    exact = Exact(name)
+    base, one, two = exact.linear(0), exact.linear(1), exact.linear(2)
+    tight = {"rtol": 1e-11, "atol": 1e-11}
+    torch.testing.assert_close(base, exact.moved(1, 0.0), **tight)
+    torch.testing.assert_close(exact.read(exact.run(exact.inputs, None)), base, **tight)
+    torch.testing.assert_close(exact.linear(1, 2) - base, (one - base) + (two - base), **tight)
+    torch.testing.assert_close(exact.linear(1, 2, w=[0.3, -20.0]) - base, 0.3 * (one - base) - 20 * (two - base), **tight)
+    mixed = torch.stack([0 * exact.theta[1], 7 * exact.theta[1] - 0.5 * exact.theta[2], exact.theta[2], exact.theta[3]])
+    torch.testing.assert_close(exact.linear(1, theta=mixed) - base, 7 * (one - base) - 0.5 * (two - base), **tight)
 
 
 def test_it_trains():

@@ -1,7 +1,9 @@
-"""TorchJD's aggregators as balancers, by their names: ``upgrad``, ``aligned_mtl``, ``imtl_g`` (and ``imtlg``).
+"""TorchJD's aggregators as balancers, by their names: ``upgrad``, ``aligned_mtl``, ``imtl_g`` (and ``imtlg``); ``crmogm``.
 
 Settings are the constructor's arguments; ``n_tasks`` comes from the step. What an aggregator remembers is kept in the state, for
 each set of tasks that meet in a step apart. Its random numbers come from the number of steps before.
+Weightings without an aggregator: ``crmogm`` smooths the weights of another; ``modo`` and ``sdmgrad``, which take several
+batches a step, are files of this folder.
 """
 
 import inspect
@@ -18,7 +20,9 @@ from torchjd import Stateful
 
 from anabranch.balance._common import State, gradients
 from anabranch.core.balance import Point
-from anabranch.errors import InputError, WorkError
+from anabranch.core.names import make
+from anabranch.errors import InputError, WorkError, nearest
+from anabranch.types import Balance
 
 FILLED = "n_tasks"
 TRIAL = {float: 1.0, int: 1, Tensor: torch.ones(1)}  # for settings without a default, to see what is installed
@@ -26,16 +30,41 @@ TRIAL = {float: 1.0, int: 1, Tensor: torch.ones(1)}  # for settings without a de
 
 def aggregators() -> dict[str, Callable[[], Any]]:
     """Name -> what makes the balancer; the name is the class's in snake case, or its file's."""
+    named = classes() | {"crmogm": CRMOGM, "cr_mogm": CRMOGM}
+    return {name: partial(balancer, name, kind) for name, kind in named.items()}
+
+
+def classes() -> dict[str, type[Any]]:
     kinds = [k for k in map(vars(jd).get, jd.__all__) if inspect.isclass(k) and issubclass(k, jd.Aggregator)]
     final = [k for k in kinds if not any(issubclass(other, k) for other in kinds if other is not k)]
     named = {re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", k.__name__).lower(): k for k in final}
-    named |= {k.__module__.rpartition("._")[2]: k for k in final}
-    return {name: partial(balancer, name, kind) for name, kind in named.items()}
+    return named | {k.__module__.rpartition("._")[2]: k for k in final}
+
+
+class CRMOGM(jd.WeightedAggregator):
+    """CR-MOGM: a moving average of another aggregator's weights (Zhou et al. 2022, NeurIPS).
+
+    w_k = alpha w_k-1 + (1 - alpha) w of this step, from ``initial_weights`` or else the first step's. ``weighting``: the other,
+    one of TorchJD's whose direction is a weighted sum of the gradients, by its name.
+    """
+
+    def __init__(
+        self, weighting: Balance = "mgda", alpha: float = 0.9, initial_weights: Tensor | None = None, n_tasks: int = 1
+    ) -> None:
+        inner, known = make("balance", weighting), classes()
+        name = getattr(inner, "__name__", "").replace("-", "_")
+        if name not in known or not issubclass(known[name], jd.WeightedAggregator):
+            fit = sorted(n for n, k in known.items() if issubclass(k, jd.WeightedAggregator))
+            raise InputError(
+                f"balance crmogm smooths the weights of one of {', '.join(fit)}; got {weighting!r}{nearest(name, fit)}"
+            )
+        other = made(name, known[name], n_tasks, inner.settings)
+        super().__init__(jd.CRMOGMWeighting(other.weighting, alpha, initial_weights))
 
 
 def balancer(name: str, kind: type[Any]) -> Callable[..., Any]:
     """(state, point, *, settings) -> (direction, state); InputError where TorchJD needs what is not installed."""
-    hints = get_type_hints(kind.__init__)
+    hints = get_type_hints(kind.__init__, include_extras=True)
     parameters = [p for p in inspect.signature(kind).parameters.values() if p.name != FILLED]
     made(name, kind, 1, {p.name: TRIAL[hints[p.name]] for p in parameters if p.default is p.empty})
 
@@ -90,7 +119,7 @@ def listed(label: str, values: Any) -> Tensor:
 
 def memory(aggregator: Any) -> dict[str, Any]:
     """The numbers and tensors that a stateful aggregator holds, by module and attribute; {} for one without a state."""
-    stateful = isinstance(aggregator, Stateful)
+    stateful = any(isinstance(m, Stateful) for m in aggregator.modules())
     modules = dict(aggregator.named_modules()) if stateful else {}
     held = {f"{path}.{n}": v for path, m in modules.items() for n, v in {**vars(m), **m._buffers}.items()}
     plain = {n: v.item() if isinstance(v, np.generic) else v for n, v in held.items()}
