@@ -545,3 +545,22 @@ def test_stages_can_be_left_out(tmp_path):
     results = tiny.fit(small(tmp_path, stages=["features", "probe", "share"]), tmp_path / "run", steps=2)
     assert set(results["stages"]) == {"look", "features", "probe", "share", "choose"} and "related" not in results
     assert all(t["delta"] is None and t["shared"] is not None for t in results["tasks"].values())
+
+
+def test_a_plan_that_cannot_be_leaves_the_folder_as_it_was(tmp_path):
+    """Wrong rows and a balance that cannot be of the tasks are found before a run begins, or an old one is overwritten."""
+    data, out = tiny.home() / "data", tmp_path / "run"
+    broken = tiny.plan(tiny.home() / "bert", data, ["classify"]) | {"tasks": {"classify": {"data": str(tmp_path / "gone")}}}
+    odd = tiny.plan(tiny.home() / "bert", data, ["classify", "pair"], balance={"krum": {"n_byzantine": 3}})
+    for plan in (broken, odd):
+        with pytest.raises(InputError):
+            tiny.fit(plan, out)
+        assert not out.exists()
+    good = tiny.plan(tiny.home() / "bert", data, ["classify"], stages=["features", "probe"])
+    tiny.fit(good, out)
+    before = tiny.files(out)
+    for plan in (broken, odd):
+        with pytest.raises(InputError):
+            tiny.fit(plan, out, overwrite=True)
+        assert tiny.files(out) == before
+    assert tiny.fit(good | {"seed": 1}, out, overwrite=True)["seed"] == 1

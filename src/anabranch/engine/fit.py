@@ -66,12 +66,12 @@ def fit(
     stages, merges = stages_of(plan), merges_of(plan)
     make("balance", plan.balance or "mean")  # InputError before anything is written
     if not dry:
-        claim(out, plan, resume, overwrite)
+        free(out, plan, resume, overwrite)
     tasks = {}
     for i, (name, spec) in enumerate(plan.tasks.items()):
         told("look", i, len(plan.tasks), name)
         tasks[name] = load_task(name, spec, seed=plan.seed, strict=plan.strict, on_error=on_error)  # type: ignore[arg-type]
-    machine = machine_of(out / "work" / "profile.json")
+    machine = profile() if overwrite else machine_of(out / "work" / "profile.json")
     backbone = backbone_of(plan.backbone, machine["dtype"])
     notes: list[str] = []
     banks, rates = banks_of(plan, backbone, tasks, notes)
@@ -86,6 +86,7 @@ def fit(
         notes += balanced(run)
     if dry:
         return estimate(run, stages)
+    claim(out, plan, overwrite)  # now, so that a plan or data that cannot be leave what was there as it was
     write_json(run.work / "profile.json", sealed(machine))
     run.took["look"] = time.perf_counter() - begun
     todo = [("features", features), ("probe", probe), ("relate", related), ("delta", delta), ("share", shared)]
@@ -123,8 +124,8 @@ def stages_of(plan: Plan) -> list[str]:
     return asked
 
 
-def claim(out: Path, plan: Plan, resume: bool, overwrite: bool) -> None:
-    """Makes ``out`` this plan's run, or says why it cannot be."""
+def free(out: Path, plan: Plan, resume: bool, overwrite: bool) -> None:
+    """InputError where ``out`` cannot be this plan's run."""
     said = plan.model_dump(mode="json")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; --out needs a folder")
@@ -133,10 +134,7 @@ def claim(out: Path, plan: Plan, resume: bool, overwrite: bool) -> None:
         raise InputError(f"{out} is not empty: add --resume to go on, --overwrite to start anew, or choose another --out")
     if there and "plan.json" not in there:
         raise InputError(f"{out} holds other files than a run: choose another --out, or empty it yourself")
-    if there and overwrite:
-        for part in ("results.json", "report.html", "bundle", "work", "plan.json", NAME):
-            shutil.rmtree(out / part) if (out / part).is_dir() else (out / part).unlink(missing_ok=True)
-    elif there:
+    if there and not overwrite:
         old = read_json(out / "plan.json")
         differ = sorted(k for k in {*old, *said} if old.get(k) != said.get(k))
         if differ:
@@ -145,9 +143,15 @@ def claim(out: Path, plan: Plan, resume: bool, overwrite: bool) -> None:
             )
         if "results.json" in there and (changed := read_sealed(out / "results.json")["tasks"].keys() ^ plan.tasks.keys()):
             raise InputError(f"{out} is finished and was changed since (tasks {', '.join(sorted(changed))}): nothing to resume")
+
+
+def claim(out: Path, plan: Plan, overwrite: bool) -> None:
+    """Makes ``out`` this plan's run, without what another one left."""
+    for part in ("results.json", "report.html", "bundle", "work", "plan.json", NAME) if overwrite else ():
+        shutil.rmtree(out / part) if (out / part).is_dir() else (out / part).unlink(missing_ok=True)
     for stray in out.rglob(".*.part"):  # half-written by a run that was killed, perhaps before it had a plan
         stray.unlink()
-    write_json(out / "plan.json", said)
+    write_json(out / "plan.json", plan.model_dump(mode="json"))
 
 
 def banks_of(plan: Plan, backbone: Backbone, tasks: dict[str, Task], notes: list[str]) -> tuple[list[Bank], list[float]]:
