@@ -42,6 +42,7 @@ tables: .venv/test.stamp
 	$(BIN)/python speed/deltas.py
 	$(BIN)/python speed/merges.py --out
 	$(BIN)/python speed/balances.py --out
+	$(BIN)/python speed/parity.py --out
 	$(BIN)/python speed/results.py
 
 soak: .venv/test.stamp

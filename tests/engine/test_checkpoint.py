@@ -118,9 +118,9 @@ def test_masks_are_the_same_whatever_the_pieces(tmp_path):
     folders = folder(tmp_path / "f", base), [folder(tmp_path / f"m{j}", m) for j, m in enumerate(models)]
     merge_folders(*folders, {"dare": {"density": 0.3, "seed": record.SEED, "scale": 0.4}}, tmp_path / "out")
     for name, t in base.items():
-        masks = torch.stack([record.draw(name, j, t.shape) < 0.3 for j in range(3)])
+        masks = torch.stack([record.draw(name, j, t.shape) < record.KEPT for j in range(3)])
         kept = torch.stack([m[name] - t for m in models]) * masks
-        torch.testing.assert_close(read(tmp_path / "out")[name], t + 0.4 / 0.3 * kept.sum(0), rtol=0, atol=1e-5)
+        torch.testing.assert_close(read(tmp_path / "out")[name], t + 0.4 / record.KEPT * kept.sum(0), rtol=0, atol=1e-5)
 
 
 def test_what_merges_runs_on_its_own_thread(toy, tmp_path, monkeypatch):

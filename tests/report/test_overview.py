@@ -87,6 +87,24 @@ def test_side_by_side_the_highest_share_first(tmp_path: Path) -> None:
     assert "## Side by side" not in overview.balancing(tmp_path)
 
 
+def test_how_far_merges_are_from_the_peers(tmp_path: Path) -> None:
+    cell = {"tensors": 103, "numbers": 22_713_216, "difference": 2.4e-7, "near": 2.4e-7, "change": 0.0123}
+    cell |= {"apart": 0, "at_threshold": 0, "even": 0}
+    parity = {
+        "backbone": "minilm", "dtype": "float32", "rows": 300, "passes": 2, "near": 1e-5, "density": 0.3, "scale": 0.4,
+        "scores": {"trec6": {"f": 0.13, "tuned": 0.905}},
+        "found": {"mergekit": {"version": "0.1.5", "torch": "2.13.0", "methods": {
+            "ties": cell | {"apart": 1234, "at_threshold": 1230, "even": 4}, "mean": cell}}},
+    }  # fmt: skip
+    assert "as the peers" not in overview.merging(tmp_path)
+    (tmp_path / "docs/speed").mkdir(parents=True)
+    (tmp_path / "docs/speed/parity.json").write_text(json.dumps(parity), encoding="utf-8")
+    text = overview.merging(tmp_path)
+    assert "| `ties` | mergekit | 103 | 22,713,216 | 0.012 | 1,234 | 1,230 | 4 | 2.4e-07 |" in text.splitlines()
+    assert "mergekit 0.1.5 (TIES by tensor)" in text and "`trec6` 0.13 to 0.91" in text and "more than 1e-05" in text
+    assert "as the peers" not in overview.balancing(tmp_path)
+
+
 def test_side_by_side_of_balances_with_what_each_asks_for_and_how_far_the_best_is_from_equal() -> None:
     balances = found(equal={"2": cell([0.8, 0.4], 1.0)}, upgrad={"2": cell([0.8, 0.5], 1.25)}, samo={"2": cell([0.4, 0.4], 3.0)})
     parts = overview.side_by_side("balance", balances)

@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from anabranch.errors import InputError
 
 # Numbers that one operation works on: what is made of them stays in the cache, and operations so small run on the calling
-# thread, where waking others costs more than it saves. Several tensors at once are the way to use more cores.
-CHUNK = (1 << 15) - 1
+# thread, where waking others costs more than it saves. Several tensors at once are the way to use more cores; a thread alone
+# wakes none and takes so many times as much, which calls fewer operations. Pieces are of whole LANES, in which torch adds up:
+# so their size changes no bit.
+CHUNK, ALONE, LANES = (1 << 15) - 1, 4, 128
+GRID = 1 << 16  # values of a random number: shares are rounded to one of so many
 
 
 @torch.no_grad()
@@ -22,11 +26,12 @@ def sweep(rows: Tensor, per: Callable[[Tensor], Tensor], cut: Callable[[Tensor, 
     what stays of a piece into the memory [t, m] beside it: new memory for each piece would take longer than the work."""
     t, n, flat = len(rows), rows.shape[1:].numel(), rows.reshape(len(rows), -1)
     out = torch.empty(n, dtype=rows.dtype, device=rows.device)
-    step = max(256, CHUNK // t)
+    step = max(2 * LANES, CHUNK * (ALONE if torch.get_num_threads() == 1 else 1) // t // LANES * LANES)
+    read = max(1, CHUNK // step) * step  # columns that are read at once, and worked on in pieces
     room = torch.empty(t, min(step, n), dtype=rows.dtype, device=rows.device)
-    for at in range(0, n, t * step):  # t rows of so many are read at once, and worked on in pieces of as many in all
-        wide = flat[:, at : at + t * step]
-        for d, made in zip(wide.split(step, 1), out[at : at + t * step].split(step), strict=True):
+    for at in range(0, n, read):
+        wide = flat[:, at : at + read]
+        for d, made in zip(wide.split(step, 1), out[at : at + read].split(step), strict=True):
             made.copy_(per(cut(d, room[:, : len(made)]) if cut else d))
     return out.view(rows.shape[1:])
 
@@ -60,37 +65,67 @@ def trim(rows: Tensor, edge: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.abs(rows, out=out).ge_(edge).mul_(rows)
 
 
+class Stream:
+    """Random numbers of 16 bits: four of each word, in whichever pieces they are asked for. ``seed``: whole numbers."""
+
+    def __init__(self, seed: Sequence[int]) -> None:
+        self.source, self.rest = np.random.SFC64(seed), np.empty(0, np.int16)
+
+    def __call__(self, m: int) -> NDArray[np.int16]:
+        """The next m."""
+        words: NDArray[np.uint64] = self.source.random_raw(-(-max(0, m - len(self.rest)) // 4))
+        found = np.concatenate([self.rest, words.view(np.int16)]) if len(self.rest) else words.view(np.int16)
+        self.rest = found[m:].copy()
+        return found[:m]
+
+
 class Draws:
-    """A stream of random numbers for each task, and memory for those in use."""
+    """A stream of random numbers for each task, and memory for what is made of them."""
 
-    def __init__(self, streams: Sequence[np.random.Generator]) -> None:
-        self.streams, self.room = streams, np.empty(0, np.float32)
+    def __init__(self, streams: Sequence[Stream]) -> None:
+        self.streams, self.below, self.room = streams, np.empty(0, bool), np.empty(0, np.float32)
+        self.asked: Tensor | float | None = None  # the share of the last call, and what it comes to
 
-    def __call__(self, m: int) -> Tensor:
-        """[t, m] in [0, 1), where the next call puts its own."""
-        size = len(self.streams) * m
+    def __call__(self, m: int, share: Tensor | float) -> Tensor:
+        """[t, m]: 1 with probability ``share`` (of all, [t, 1] or [t, m]), :func:`rounded`, else 0; where the next call puts
+        its own."""
+        t, size = len(self.streams), len(self.streams) * m
+        if share is not self.asked:
+            self.asked, self.share = share, rounded(share)
+            last = np.asarray(self.share * GRID - (GRID // 2 + 1)).astype(np.int16)  # of -32768 ... 32767
+            self.last = np.broadcast_to(last, (t, last.shape[-1] if last.ndim else 1))
         if self.room.size < size:
-            self.room = np.empty(size, np.float32)
-        u = self.room[:size].reshape(-1, m)
-        for stream, row in zip(self.streams, u, strict=True):
-            stream.random(out=row, dtype=np.float32)
-        return torch.from_numpy(u)
+            self.below, self.room = np.empty(size, bool), np.empty(size, np.float32)
+        below, made = self.below[:size].reshape(t, m), self.room[:size].reshape(t, m)
+        for stream, row, last in zip(self.streams, below, self.last, strict=True):
+            np.less_equal(stream(m), last, out=row)
+        np.copyto(made, below)
+        return torch.from_numpy(made)
 
 
 def draws(t: int, site: Any, seed: int) -> Draws:
     """A stream of random numbers for each task, from the seed, the site's name and the task's place."""
     name = zlib.crc32(f"{seed} {getattr(site, 'key', site) or ''}".encode())
-    return Draws([np.random.Generator(np.random.SFC64([name, j])) for j in range(t)])
+    return Draws([Stream([name, j]) for j in range(t)])
+
+
+def rounded(share: Tensor | float) -> Any:
+    """The multiple of 1/65536 that is nearest to ``share``, at least one: a number, or of a tensor fp32 on the CPU."""
+    if isinstance(share, Tensor):
+        return share.float().cpu().mul(GRID).round_().clamp_(min=1).div_(GRID)
+    return max(1, round(share * GRID)) / GRID
 
 
 def drop(rows: Tensor, share: Tensor | float, drawn: Draws) -> Tensor:
-    """[t, n]: each number stays with probability ``share`` (of all, or [t, n]), divided by it, else becomes 0."""
-    return thin(rows, share, drawn).div_(share)
+    """[t, n]: each number stays with probability ``share`` (of all, [t, 1] or [t, n]), divided by it, else becomes 0; the
+    share is :func:`rounded`."""
+    kept = thin(rows, share, drawn)
+    return kept.div_(drawn.share.to(rows.device) if isinstance(drawn.share, Tensor) else drawn.share)
 
 
 def thin(rows: Tensor, share: Tensor | float, drawn: Draws) -> Tensor:
     """[t, n]: each number stays with probability ``share``, else becomes 0; in memory that the next draw takes."""
-    return drawn(rows.shape[1]).to(rows.device).lt_(share).mul_(rows)
+    return drawn(rows.shape[1], share).to(rows.device).mul_(rows)
 
 
 def agree(kept: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
     t_i = d_i * m_i / density,  m_i ~ Bernoulli(density);  d = scale * sum_t t
 
-``density``: share that is kept. ``scale``: of the sum. ``seed``: of the masks, which also depend on the site's name and
-on the task's place: a task's mask does not change with the tasks behind it.
+``density``: share that is kept, rounded to 65536ths, at least one: 16 random bits decide on a number. What stays is divided by
+the rounded share, so that the mean over seeds is task arithmetic. ``scale``: of the sum. ``seed``: of the masks, which also
+depend on the site's name and on the task's place: a task's mask does not change with the tasks behind it.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from anabranch.merge._parts import draws, sweep, thin
+from anabranch.merge._parts import draws, rounded, sweep, thin
 from anabranch.types import Positive, Share
 
 promises = frozenset({"scale", "shape"})
@@ -30,4 +31,4 @@ def dare(
 ) -> Tensor:
     """rows [t, *shape] -> [*shape]."""
     drawn = draws(len(rows), site, seed)
-    return sweep(rows, lambda d: thin(d, density, drawn).sum(0)).mul_(scale / density)
+    return sweep(rows, lambda d: thin(d, density, drawn).sum(0)).mul_(scale / rounded(density))

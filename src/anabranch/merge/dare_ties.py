@@ -3,7 +3,7 @@
     t_i = d_i * m_i / density,  m_i ~ Bernoulli(density)
     d   = scale * mean of the t_i whose sign is sign(sum_t t)   (0 where none is)
 
-``density``: share that is kept. ``scale``: of the result. ``seed``: of the masks, as in DARE.
+``density``: share that is kept, in 65536ths. ``scale``: of the result. ``seed``: of the masks. All as in DARE.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from anabranch.merge._parts import agree, draws, sweep, thin
+from anabranch.merge._parts import agree, draws, rounded, sweep, thin
 from anabranch.types import Positive, Share
 
 promises = frozenset({"scale", "shape"})
@@ -30,4 +30,4 @@ def dare_ties(
 ) -> Tensor:
     """rows [t, *shape] -> [*shape]."""
     drawn = draws(len(rows), site, seed)
-    return sweep(rows, lambda d: agree(thin(d, density, drawn))).mul_(scale / density)
+    return sweep(rows, lambda d: agree(thin(d, density, drawn))).mul_(scale / rounded(density))

@@ -5,7 +5,8 @@
     d   = scale * mean of the t_i whose sign is sign(sum_t t)   (0 where none is)
 
 A neuron is a row of a matrix; a vector is one. ``density``: share that is kept, 1 keeps everything. ``spread``: how far the
-probabilities reach to both sides of it. ``scale``: of the result. ``seed``: of the masks, as in DARE.
+probabilities reach to both sides of it. ``scale``: of the result. ``seed``: of the masks. p_i is rounded to 65536ths and the
+masks drawn as in DARE.
 """
 
 from collections.abc import Mapping

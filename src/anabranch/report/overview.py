@@ -51,6 +51,11 @@ FORMS = {
 
 
 MEASURED = {"merge": Path("docs/speed/merges.json"), "balance": Path("docs/speed/balances.json")}
+PARITY = Path("docs/speed/parity.json")
+BESIDE = {  # its name, and how it trims
+    "mergekit": ("mergekit", "TIES by tensor"),
+    "fusion": ("FusionBench", "TIES over the whole model, and so ours in that row"),
+}
 AGAINST = {"merge": "tsv", "balance": "equal"}  # what the best is compared with
 
 
@@ -88,6 +93,8 @@ def page(family: str, title: str, usage: str, root: Path) -> str:
         parts.append(f"TorchJD's aggregators are keywords too: {', '.join(f'`{n}`' for n in beyond if n not in names)}.")
     if (root / MEASURED[family]).exists():
         parts += side_by_side(family, json.loads((root / MEASURED[family]).read_text(encoding="utf-8")))
+    if family == "merge" and (root / PARITY).exists():
+        parts += beside_peers(json.loads((root / PARITY).read_text(encoding="utf-8")))
     shown = [text for id in claims(family, names) if (text := measured(id))]
     if shown:
         said = "Means over tasks and seeds with 95 % intervals, each from the claim of a catalogue row; what is compared with"
@@ -236,6 +243,39 @@ def sides(family: str, found: Mapping[str, Any]) -> str:
         row += [f"{cells[last].get('kilobytes', 0):,.0f}"] * more
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
+
+
+def beside_peers(found: Mapping[str, Any]) -> list[str]:
+    """How far merged checkpoints are from those that other programs made of the same models."""
+    peers = ", ".join(
+        "{} {} ({})".format(BESIDE[peer][0], one["version"], BESIDE[peer][1]) for peer, one in found["found"].items()
+    )
+    tasks = ", ".join(f"`{n}` {one['f']:.2f} to {one['tuned']:.2f}" for n, one in found["scores"].items())
+    said = (
+        f"Models that tuned all of {found['backbone']} in {found['dtype']}, a task each ({found['rows']} rows, {found['passes']}"
+        f" passes; test accuracy under heads made of the labels' names, before and after: {tasks}), as Hugging Face folders"
+        f" merged by `anabranch merge` and by {peers}; density {found['density']:g}, scale {found['scale']:g}. DARE's masks are"
+        " the same, drawn by us. Change: the largest that the merge makes of the base. Apart: numbers that differ by more than"
+        f" {found['near']:g}; of the others: the largest difference of the rest. At a threshold: several changes of a model are"
+        " exactly as large as the last that TIES keeps; of these ours keeps all, as the paper's code does, mergekit so many as"
+        " make up the share. Even: what stays of the models adds up to 0 but for rounding, which then elects the sign."
+        " Measured by `speed/parity.py`."
+    )
+    lines = ["| method | beside | tensors | numbers | change | apart | at a threshold | even | of the others |"]
+    lines.append("|---|---|" + "---:|" * 7)
+    for peer, one in found["found"].items():
+        for method, cell in one["methods"].items():
+            counts = [f"{cell[k]:,}" for k in ("apart", "at_threshold", "even")]
+            row = [
+                f"`{method}`",
+                BESIDE[peer][0],
+                f"{cell['tensors']:,}",
+                f"{cell['numbers']:,}",
+                f"{cell['change']:.2g}",
+                *counts,
+            ]
+            lines.append(f"| {' | '.join([*row, format(cell['near'], '.1e')])} |")
+    return ["## The same numbers as the peers", said, "\n".join(lines)]
 
 
 def number(value: float | None) -> str:
