@@ -84,7 +84,8 @@ class Runs:
             plain.append(bench.cost(mean)[0])
             cost, made = bench.cost(merge)
             costs.append(cost)
-        kilobytes, made = stored(made.bank) / 1000 / len(experts.suite.jobs), summed(made, experts.suite.f)
+        beside = sum(2 * t.numel() for p in made.after for t in p.values())  # what corrects features
+        kilobytes, made = (stored(made.bank) + beside) / 1000 / len(experts.suite.jobs), summed(made, experts.suite.f)
         best = {k: min(cost[k] for cost in costs) for k in costs[0]}
         out = best | {"ratio": best["cpu"] / min(cost["cpu"] for cost in plain), "scores": experts.under(made)}
         out |= {"kilobytes": kilobytes}
