@@ -20,10 +20,10 @@ import _bench as bench
 
 HERE = Path(__file__).resolve().parent
 SHORT = {
-    "fit": "--rows 300 --test 300 --seeds 0,1,2,3,4",
+    "fit": "--rows 240 --test 240 --seeds 0,1,2,3,4",
     "fewshot": "--seeds 0",
     "mixed": "--slots 1,64,1000 --reps 10",
-    "merge": "--millions 40 --methods task_arithmetic,ties,dare_ties",
+    "merge": "--millions 32 --methods task_arithmetic,ties,dare_ties",
     "balance": "--reps 7",
     "serve": "--seconds 4 --reps 5",
     "load": "",

@@ -36,9 +36,11 @@ EVERYWHERE = [{"lora": {}, "at": ["attention.query", "attention.value"]}]
 
 
 def row(i: int) -> dict[str, Any]:
-    """Ten words; the label says from which half of the list most of them are."""
-    picked = Random(i).choices(range(len(WORDS)), k=10)
-    return {"text": " ".join(WORDS[p] for p in picked), "label": int(2 * sum(2 * p < len(WORDS) for p in picked) > len(picked))}
+    """Ten words; the label, of neighbours in turn, says from which half of the list most of them are."""
+    rng, wanted, picked = Random(i), i % 2, list[int]()
+    while not picked or int(2 * sum(2 * p < len(WORDS) for p in picked) > len(picked)) != wanted:
+        picked = rng.choices(range(len(WORDS)), k=10)
+    return {"text": " ".join(WORDS[p] for p in picked), "label": wanted}
 
 
 def folders(place: Path, tasks: int, each: int, test: int) -> dict[str, Any]:
@@ -79,12 +81,14 @@ def bundled(place: Path, n: int) -> None:
     import torch
 
     from anabranch.engine import store
+    from anabranch.engine.backbone import backbone_of
 
     fitted(place, 1, 64, 16, 1, EVERYWHERE)
     folder, bundle = store.open_bundle(place / "run")
     record = next(iter(bundle["tasks"].values()))
     head, post = store.parts_of(folder, record["file"])[1:3]
-    bank, records = store.bank_of(bundle["banks"][0]), {}
+    f = backbone_of(bundle["backbone"]["id"], bundle["dtype"]).f
+    bank, records = store.bank_of(bundle["banks"][0], f), {}
     for i in range(n):
         rng = torch.Generator().manual_seed(i)
         tree = {

@@ -436,12 +436,13 @@ def test_every_merge_of_finished_deltas_works_on_a_run(run, method):
     assert kinds == ({1, 2} if method in APART - {"genknowsub"} else kinds) and 0 not in kinds
 
 
-@pytest.mark.parametrize("method", [*sorted(APART), "lorahub", "surgery", "atm", "composable_sft", "tangent"])
-def test_every_form_of_merge_is_a_run_of_its_own(tmp_path, method):
+@pytest.mark.parametrize(("method", "more"), [*((n, {}) for n in sorted(APART)), ("tvq", {"bits": 2, "base": 3}), ("lorahub", {}),
+                                              ("surgery", {}), ("atm", {}), ("composable_sft", {}), ("tangent", {})])  # fmt: skip
+def test_every_form_of_merge_is_a_run_of_its_own(tmp_path, method, more):
     """In a plan: what was measured while it was made is what the bundle answers, whatever the merge keeps for a task."""
-    names, data = ["classify", "retrieve", "pair", "regress"], tiny.home() / "data"
+    names, data, spec = ["classify", "retrieve", "pair", "regress"], tiny.home() / "data", {method: few(method)[method] | more}
     with rung(-1):
-        plan = tiny.plan(tiny.home() / "bert", data, names, merge=few(method), stages=["features", "probe", "delta"])
+        plan = tiny.plan(tiny.home() / "bert", data, names, merge=spec, stages=["features", "probe", "delta"])
         results = tiny.fit(plan, tmp_path / "run", steps=4)
     found, made = results["merged"], load(tmp_path / "run" / "merged")
     kept = names[:3] if method == "genknowsub" else names

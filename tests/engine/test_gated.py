@@ -210,10 +210,17 @@ def added(place, monkeypatch, rung, run_gate, **more):
     return found, model
 
 
+def told(place):
+    """Notes of what was added."""
+    (part,) = (place / "run" / "work").glob("add-*")
+    return read_json(part / "results.json")["notes"]
+
+
 @pytest.mark.parametrize("gate", ["mhr", "poly", "task_aware", "moore", "learned"])
 def test_a_later_task_routes_over_the_slots_that_others_trained(tmp_path, monkeypatch, gate):
     """These stay bit for bit; the task has a row of the gate and a head. Under mhr this is MHR-z."""
-    found, model = added(tmp_path, monkeypatch, "shared", gate)
+    found, model = added(tmp_path, monkeypatch, "shared", gate, balance="pcgrad")
+    assert any("balance 'pcgrad' does nothing: later tasks take slots as they are" in note for note in told(tmp_path))
     assert measured(model)["regress"] == pytest.approx(found["tasks"]["regress"]["shared"], abs=1e-6)
     assert found["tasks"]["regress"]["kilobytes"] < 3 < found["tasks"]["pair"]["kilobytes"]  # the slots were there
     assert found["tasks"]["regress"]["delta"] is not None and model.bundle["shared"]["tasks"] == [*NAMES]

@@ -82,7 +82,7 @@ def fit(
     gated = earlier.banks if earlier and earlier.slots else gated_of(plan, banks, list(tasks))
     run = Run(plan, out, told, machine, tasks, backbone, store, banks, rates, gated, notes=notes, earlier=earlier)
     run.jobs = {name: job_of(task, run.features) for name, task in tasks.items()}
-    if plan.balance is not None and "share" in stages and not earlier:
+    if plan.balance is not None and "share" in stages:
         notes += balanced(run)
     if dry:
         return estimate(run, stages)
@@ -186,6 +186,8 @@ def banks_of(plan: Plan, backbone: Backbone, tasks: dict[str, Task], notes: list
 
 def balanced(run: Run) -> list[str]:
     """Notes on a balance that will do nothing; InputError for one that cannot be of these tasks."""
+    if run.earlier:
+        return [f"balance {run.plan.balance!r} does nothing: later tasks take slots as they are, and share none among themselves"]
     gate, jobs = make("gate", run.plan.gate), list(run.jobs.values())
     if gate.library:
         return [f"balance {run.plan.balance!r} does nothing: gate {run.plan.gate!r} takes slots that were trained alone"]
