@@ -16,15 +16,15 @@ from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import layer_norm
 
 from anabranch.core.delta import At, Params
 from anabranch.core.gate import Gate
 from anabranch.core.site import Site
-from anabranch.gate._token import alike, asking, top_softmax, width
+from anabranch.gate._token import asking, top_softmax, width
 from anabranch.types import Count
 
 rows = ("phatgoose",)
-EPS = 1e-5  # of both standardisations
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,8 @@ class Phatgoose(Gate):
         return {"v": torch.zeros(width(site))}
 
     def weigh(self, own: Params, keys: Params, at: At, on: Tensor) -> Tensor:
-        v, d = keys["v"], keys["v"].shape[-1]
-        (x_var, x_mean), (v_var, v_mean) = (torch.var_mean(t.float(), -1, correction=0) for t in (asking(at), v))
-        both = alike(at, v) - d * x_mean[:, None] * v_mean  # of both less their means
-        return top_softmax(both / ((x_var[:, None] + EPS) * (v_var + EPS) * d).sqrt(), on, self.top)
+        x, v = (layer_norm(t, t.shape[-1:]) for t in (asking(at), keys["v"].float()))
+        return top_softmax(x @ v.mT / x.shape[-1] ** 0.5, on, self.top)
 
     def learner(self) -> Gate:
         return Sigmoid()

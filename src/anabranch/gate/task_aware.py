@@ -19,7 +19,7 @@ from anabranch.core.delta import At, Params, Tree
 from anabranch.core.gate import Gate
 from anabranch.core.site import Site
 from anabranch.errors import InputError
-from anabranch.gate._token import alike, highest, placed, width
+from anabranch.gate._token import asking, highest, placed, width
 from anabranch.types import Count
 
 rows = ("task-aware-moe",)
@@ -34,7 +34,7 @@ class TaskAware(Gate):
         return {"G": torch.randn(slots, width(site), generator=rng) / width(site) ** 0.5}
 
     def weigh(self, own: Params, keys: Params, at: At, on: Tensor) -> Tensor:
-        w = torch.softmax(torch.where(on, alike(at, own["G"]), -torch.inf), -1)
+        w = torch.softmax(torch.where(on, asking(at) @ own["G"].float().mT, -torch.inf), -1)
         best, ids = highest(w, self.top)
         return placed(w, ids, best)
 
