@@ -558,3 +558,23 @@ def test_changes_of_what_is_damaged_or_no_bundle(run, tmp_path):
         with pytest.raises(InputError, match="is not a run or a bundle"):
             call()
     assert not (tmp_path / "x").exists()
+
+
+def test_a_bundle_whose_correction_or_space_cannot_be_is_told_of(tmp_path):
+    """What a bundle says is data from outside, with checksums that fit."""
+    run = made(tmp_path / "run", ["classify", "pair"], merge=few("surgery"), stages=["features", "probe", "delta"]) / "merged"
+    folder, bundle = store.open_bundle(run)
+    record = bundle["tasks"]["pair"]
+    parts = store.parts_of(folder, record["file"])
+    for after in ({"down": torch.ones(3, 2), "up": torch.ones(2, 3)}, {"down": torch.ones(32, 2)}):
+        bundle["tasks"]["pair"] = store.save_task(folder, record, parts.slot, parts.head, parts.post, after=after)
+        store.save(folder, bundle)
+        assert answers(run, ["classify"])
+        with pytest.raises(WorkError, match="task pair: its head does not go with its record"):
+            answers(run, ["pair"])
+    slot = store.parts_of(folder, bundle["shared"]["file"]).slot
+    both = store.put(folder, {f"slot/{i}{n[1:]}": t.clone() for n, t in slot.items() for i in (0, 1)})
+    shared = bundle["shared"] | {"file": both}
+    store.save(folder, bundle | {"tangent": True, "banks": bundle["banks"] * 2, "shared": shared})
+    with pytest.raises(WorkError, match="describes no bundle"):
+        load(run)

@@ -1,8 +1,10 @@
-"""Rows as a user gives them: what a kind reads of them, what they lack, as :class:`Rows` and back."""
+"""Rows as a user gives them: what a kind reads of them, what they lack, as :class:`Rows` and back; and answers that fail."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from anabranch.errors import InputError, WorkError
 from anabranch.task.data import Rows
 from anabranch.task.kind import Kind
 
@@ -36,3 +38,16 @@ def rows_of(rows: Sequence[Mapping[str, Any]]) -> Rows:
 def dicts(rows: Rows) -> list[dict[str, Any]]:
     names = [n for n in ("text", "text_b", "tokens", "choices") if getattr(rows, n) is not None]
     return [{n: getattr(rows, n)[i] for n in names} for i in range(len(rows))]
+
+
+@contextmanager
+def told_of(task: str) -> Iterator[None]:
+    """What a bundle says of a task and what it holds for it may not go together, which shows when it answers."""
+    try:
+        yield
+    except (InputError, WorkError):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        said = next(iter(str(error).splitlines()), "")
+        said = f"{type(error).__name__}: {said:.200}"
+        raise WorkError(f"task {task}: its head does not go with its record ({said})") from error

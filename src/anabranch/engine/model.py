@@ -2,8 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from anabranch.core.delta import Params
 from anabranch.core.route import Route
 from anabranch.engine.backbone import Backbone, Tokens, backbone_of
 from anabranch.engine.features import Features
-from anabranch.engine.given import dicts, missing, rows_of
+from anabranch.engine.given import dicts, missing, rows_of, told_of
 from anabranch.engine.job import Head, apply, joined
 from anabranch.engine.linear import ranked, speak
 from anabranch.engine.passes import encode
@@ -100,7 +99,7 @@ class Model:
         self.tail = max(0, min((s.depth for bank in self.banks for s in bank.sites), default=0))
         self.adapted: Any = Adapted(backbone.f, self.banks, self.tail)
         if bundle.get("tangent"):
-            self.adapted = Linearised(self.adapted)
+            (_,), self.adapted = self.banks, Linearised(self.adapted)  # ValueError for several banks
         self._examine()
 
     def _examine(self) -> None:
@@ -188,7 +187,7 @@ class Model:
         """What :meth:`answers` found, as :meth:`predict` returns it."""
         named = []
         for (served, _), answer in zip(asked, found, strict=True):
-            with told_of(served):
+            with told_of(served.name):
                 named.append(self._named(served, *answer))
         if isinstance(task, str) and task != "all":
             return named[0]
@@ -247,9 +246,12 @@ class Model:
     def encoded(self, wanted: Sequence[tuple[Served, Tokens]], words: bool) -> list[Tensor]:
         """Features of units under their tasks' slots, [1, d] (2d with f's middle) or of their words [words, d]."""
         live = Features(self.backbone, None, self.tail)
-        ids = live.add([tokens for _, tokens in wanted])
-        found = encode(live, self.adapted, ids, [served.number for served, _ in wanted], words, self.routes)
-        return [corrected(z, served.after) if served.after else z for z, (served, _) in zip(found, wanted, strict=True)]
+        units, numbers = live.add([tokens for _, tokens in wanted]), [served.number for served, _ in wanted]
+        found = encode(live, self.adapted, units, numbers, words, self.routes)
+        for i, served in [(i, served) for i, (served, _) in enumerate(wanted) if served.after]:
+            with told_of(served.name):
+                found[i] = corrected(found[i], served.after)
+        return found
 
     def said(self, wanted: Sequence[tuple[Served, Tokens]]) -> list[str]:
         """What f goes on to say after texts of one slot."""
@@ -260,7 +262,7 @@ class Model:
         self, served: Served, rows: Sequence[Mapping[str, Any]], z: list[Any], counts: list[int]
     ) -> tuple[list[Any], list[Any]]:
         """(predictions, scores) of a task from its units' features, or from what was said."""
-        with told_of(served):
+        with told_of(served.name):
             return self._answer(served, rows, z, counts)
 
     def _answer(
@@ -350,19 +352,6 @@ class Model:
             value = score(served.record["metric"], rows.label, pred, scores if real else None, served.record["labels"])
             out[name] = {"metric": served.record["metric"], "score": value, "rows": len(rows)}
         return out
-
-
-@contextmanager
-def told_of(served: Served) -> Iterator[None]:
-    """What a bundle says of a task and what it holds for it may not go together, which shows when it answers."""
-    try:
-        yield
-    except (InputError, WorkError):
-        raise
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        said = next(iter(str(error).splitlines()), "")
-        said = f"{type(error).__name__}: {said:.200}"
-        raise WorkError(f"task {served.name}: its head does not go with its record ({said})") from error
 
 
 def load(path: Path | str, device: str | None = None) -> Any:
