@@ -7,7 +7,7 @@ Three forms, told apart by the first parameter's name. ``rows``: a combine, (row
 Where all tasks of a fit have the same training texts, each text goes through f once for all of them, and what is balanced are
 the tasks' gradients at its features, of which one goes back through f: exact for weighted sums, an upper bound for others (Sener
 and Koltun 2018, arXiv:1810.04650). Not for methods with terms, and not for those that look at other numbers than those that are
-trained or keep directions from step to step (db_mtl, flat_mtl, gcond, sam_gs, samo).
+trained or keep directions from step to step, which is seen on toy losses.
 """
 
 from collections.abc import Callable

@@ -20,8 +20,8 @@ def asking(at: At) -> Tensor:
 def alike(at: At, v: Tensor) -> Tensor:
     """What each token asks of each v [k, width] -> x . v [l, k] in fp32.
 
-    Without gradients bf16 takes half the time of fp32: a product and what its rounding lost, together right to 2^-17 of x . v,
-    which the rounding of x to bf16 itself moves 30 times as far.
+    Of bf16 without gradients by two products in bf16, the second of what the first lost by rounding: together right to 2^-17 of
+    x . v, which the rounding of x to bf16 itself moves 30 times as far.
     """
     if at.x.dtype != torch.bfloat16 or v.dtype != torch.bfloat16 or torch.is_grad_enabled():
         return asking(at) @ v.float().mT
